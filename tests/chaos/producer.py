@@ -1,0 +1,186 @@
+"""A producer process: an ordinary service that enqueues in its own transactions and notes outside what it committed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from arq.connections import ArqRedis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from tests.chaos import jobs
+from tests.chaos.evidence import Evidence
+from tests.chaos.worker import FILE, die_with_parent, install_twin
+from worker.broker.connection import connect
+from worker.broker.keys import PAYLOAD_PREFIX
+from worker.db.failures import is_transient
+from worker.flow.cancel import cancel
+from worker.flow.enqueue import Call, enqueue, enqueue_many
+from worker.flow.publish import Publisher
+
+CONTROL: Final = "CHAOS_CONTROL"
+SEED: Final = "CHAOS_SEED"
+DATABASE: Final = "CHAOS_DATABASE"
+REDIS: Final = "CHAOS_REDIS"
+_AT_ONCE: Final = 4
+_PLACED: Final = text("INSERT INTO placed (job_id) SELECT unnest(CAST(:jobs AS uuid[]))")
+
+
+class Producer:
+    """Enqueues at the rate and in the mix that the control file says, until told to stop."""
+
+    def __init__(self, engine: AsyncEngine, redis: ArqRedis, evidence: Evidence, control: Path, seed: str) -> None:
+        self._publisher = Publisher(redis, lease=timedelta(seconds=10))
+        self._sessions = async_sessionmaker(engine, expire_on_commit=False, info=self._publisher.info)
+        self._redis = redis
+        self._evidence = evidence
+        self._control = control
+        self._rng = random.Random(seed)
+        self._rate = 0.0
+        self._mix: dict[str, float] = {}
+        self._stop = asyncio.Event()
+        self._last: list[UUID] = []  # placed by this producer
+
+    async def run(self) -> None:
+        """Place jobs until told to stop."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop.set)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read_control())
+            for _ in range(_AT_ONCE):
+                tasks.create_task(self._place_until_stopped())
+        await self._publisher.flush()
+
+    async def _read_control(self) -> None:
+        while not self._stop.is_set():
+            with suppress(ValueError, OSError):  # read in the middle of its replacement
+                told = json.loads(self._control.read_text())
+                self._rate, self._mix = told["rate"], told["mix"]
+            await asyncio.sleep(0.1)
+
+    async def _place_until_stopped(self) -> None:
+        while not self._stop.is_set():
+            rate = self._rate
+            if not rate:
+                await asyncio.sleep(0.05)
+                continue
+            begun = time.monotonic()
+            try:
+                placed = await self._place_some()
+                if self._last and self._rng.random() < 0.02:
+                    await self._cancel_one()
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                self._evidence.note("not enqueued", error=f"{type(error).__name__}: {error}"[:200])
+                placed = 1
+            self._evidence.note("enqueue took", seconds=round(time.monotonic() - begun, 4))
+            wait = self._rng.uniform(0.5, 1.5) * placed * _AT_ONCE / rate - (time.monotonic() - begun)
+            await asyncio.sleep(max(0.001, wait))
+
+    async def _cancel_one(self) -> None:
+        """Ask that one of the last jobs ends, whatever it does now."""
+        job_id = self._rng.choice(self._last)
+        self._evidence.note("asked", jobs=[job_id])
+        async with self._sessions.begin() as session:
+            await cancel(session, job_id)
+
+    async def _place_some(self) -> int:
+        """One transaction: usually one job, sometimes many, sometimes rolled back, whole or in part."""
+        async with self._sessions() as session:
+            dice = self._rng.random()
+            if dice < 0.06:
+                handles = await enqueue_many(session, [self._call() for _ in range(self._rng.randint(5, 20))])
+                kept = [handle.id for handle in handles]
+            elif dice < 0.10:
+                kept = [(await enqueue(session, "chaos.one")).id]
+            else:
+                kept = [(await self._one(session)).id]
+            undone = await self._undone_in_a_savepoint(session) if dice > 0.9 else []
+            await session.execute(_PLACED, {"jobs": kept})
+            if self._rng.random() < 0.1:
+                await self._look_for_early_hints([*kept, *undone])
+            if self._rng.random() < 0.1:
+                await session.rollback()
+                self._evidence.note("rolled back", jobs=[*kept, *undone])
+                return len(kept)
+            await self._commit(session, kept)
+            if undone:
+                self._evidence.note("rolled back", jobs=undone)
+            return len(kept)
+
+    async def _one(self, session: AsyncSession) -> Any:
+        return (await enqueue_many(session, [self._call()]))[0]
+
+    def _call(self) -> Call:
+        kind = self._rng.choices(list(self._mix), list(self._mix.values()))[0]
+        function: Any = getattr(jobs, kind.split(":")[0])
+        if self._rng.random() < 0.05:
+            function = function.options(delay=self._rng.uniform(0.2, 2))
+        match kind.split(":"):
+            case ["slow" | "late" | "naps", seconds]:
+                return function.call(float(seconds) * self._rng.uniform(0.2, 1))  # type: ignore[no-any-return]
+            case ["flaky"]:
+                return function.call(self._rng.randint(1, 3))  # type: ignore[no-any-return]
+            case ["blocks", how, seconds]:
+                return function.call(how, float(seconds))  # type: ignore[no-any-return]
+            case _:
+                return function.call()  # type: ignore[no-any-return]
+
+    async def _undone_in_a_savepoint(self, session: AsyncSession) -> list[UUID]:
+        savepoint = await session.begin_nested()
+        undone = [(await self._one(session)).id]
+        await session.execute(_PLACED, {"jobs": undone})
+        await savepoint.rollback()
+        return undone
+
+    async def _commit(self, session: AsyncSession, kept: Sequence[UUID]) -> None:
+        self._evidence.note("intent", jobs=kept)
+        try:
+            await session.commit()
+        except BaseException:
+            self._evidence.note("unknown", jobs=kept)
+            raise
+        self._evidence.note("committed", jobs=kept)
+        self._last = [*self._last, *kept][-20:]
+
+    async def _look_for_early_hints(self, ids: Sequence[UUID]) -> None:
+        """Nothing may be in Redis yet: the transaction is open, and may still roll back."""
+        await self._publisher.flush()
+        with suppress(OSError, TimeoutError, Exception):
+            found = await self._redis.mget([f"{PAYLOAD_PREFIX}{job_id}" for job_id in ids])
+            early = [job_id for job_id, payload in zip(ids, found, strict=True) if payload is not None]
+            if early:
+                self._evidence.note("early", jobs=early)
+
+
+async def _main() -> None:
+    engine = create_async_engine(
+        os.environ[DATABASE], pool_size=_AT_ONCE, connect_args={"timeout": 5, "command_timeout": 5}
+    )
+    redis = connect(os.environ[REDIS], timeout=timedelta(seconds=3))
+    evidence = Evidence.of_this_process(FILE)
+    try:
+        await Producer(engine, redis, evidence, Path(os.environ[CONTROL]), os.environ[SEED]).run()
+    finally:
+        await redis.aclose()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(3):
+                await engine.dispose()
+
+
+def main() -> None:
+    """Produce until told to stop."""
+    die_with_parent()
+    install_twin()
+    asyncio.run(_main())

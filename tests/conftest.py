@@ -1,0 +1,168 @@
+"""Real servers for every test, and a check that each test leaves them as it found them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+
+import hypothesis
+import pytest
+from arq.connections import ArqRedis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from tests.servers import MARK, TestServers, test_servers
+from worker.broker.connection import connect
+from worker.broker.keys import PAYLOAD_PREFIX
+from worker.flow.publish import Publisher
+from worker.settings import Settings, load_settings
+
+_numbers = itertools.count(1)
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "leaves_running: rows may be running when the test ends")
+    config.addinivalue_line("markers", "leaves_hints: Redis may hold hints of jobs that never were")
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[TestServers]:
+    with test_servers() as found:
+        yield found
+
+
+@pytest.fixture
+async def database_url(servers: TestServers, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """A migrated database of this test alone; afterwards nobody is connected and no row is running."""
+    name = f"exarq_test_{os.getpid()}_{next(_numbers)}"
+    await servers._sql(f"CREATE DATABASE {name} TEMPLATE {servers.template} {servers.copying}")
+    url = servers.admin_url.set(database=name)
+    try:
+        yield url.render_as_string(hide_password=False)
+        await _nobody_is_connected(servers, name)
+        if request.node.get_closest_marker("leaves_running") is None:
+            await _nothing_runs(url.render_as_string(hide_password=False))
+    finally:
+        await servers._sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def redis(servers: TestServers) -> AsyncIterator[ArqRedis]:
+    """A client of this process's own Redis database, empty but for our mark."""
+    client = connect(servers.redis_url, timeout=timedelta(seconds=15))
+    try:
+        yield client
+    finally:
+        assert await client.exists(MARK), "somebody else has flushed the Redis database of the tests"
+        await client.flushdb()
+        await client.set(MARK, str(os.getpid()))
+        await client.aclose()
+
+
+@pytest.fixture
+async def redis_url(servers: TestServers, redis: ArqRedis) -> str:
+    """The address of the database that `redis` empties."""
+    return servers.redis_url
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine as a service has it."""
+    engine = create_async_engine(database_url)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def publisher(redis: ArqRedis) -> AsyncIterator[Publisher]:
+    publisher = Publisher(redis, lease=timedelta(seconds=10))
+    yield publisher
+    await publisher.flush()
+
+
+@pytest.fixture
+async def sessions(engine: AsyncEngine, publisher: Publisher) -> async_sessionmaker[AsyncSession]:
+    """The session factory of a service that enqueues."""
+    return async_sessionmaker(engine, expire_on_commit=False, info=publisher.info)
+
+
+@pytest.fixture
+async def orderly(database_url: str, redis: ArqRedis, request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Afterwards every hint in Redis is of a job that there is, and every payload stands beside a hint."""
+    yield
+    if request.node.get_closest_marker("leaves_hints") is None:
+        await _no_orphans(database_url, redis)
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str, orderly: None, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of a worker on the test's servers, with short times."""
+    for variable in [name for name in os.environ if name.startswith("EXARQ_") and "_TEST_" not in name]:
+        monkeypatch.delenv(variable)
+    return load_settings(
+        database={"url": database_url},
+        redis={"url": redis_url, "timeout": 2},
+        jobs={"modules": (), "first_wait": 0.05, "longest_wait": 0.2},
+        worker={"lease": 2, "beat": 0.2, "sweep": 0.2, "grace": 2, "concurrency": 5},
+    )
+
+
+async def _no_orphans(database_url: str, redis: ArqRedis) -> None:
+    prefix = PAYLOAD_PREFIX.encode()
+    payloads = {key.removeprefix(prefix) for key in await redis.keys(prefix + b"*")}
+    others = [key for key in await redis.keys("*") if not key.startswith((prefix, b"exarq:"))]
+    hinted = {raw for key in others for raw in await redis.zrange(key, 0, -1)}
+    engine = create_async_engine(database_url)
+    try:
+        async with engine.connect() as connection:
+            if (await connection.execute(text("SELECT to_regclass('exarq.job')"))).scalar() is None:
+                return
+            found = await connection.execute(text("SELECT id FROM exarq.job"))
+            known = {str(job_id).encode() for job_id in found.scalars()}
+    finally:
+        await engine.dispose()
+    # A hint of a job that waits no longer is no fault: it may be repeated or late, and the next claim drops it.
+    assert hinted <= known, f"the test left hints of jobs that never were: {hinted - known}"
+    assert payloads <= hinted, f"the test left payloads without a hint: {payloads - hinted}"
+
+
+async def _nobody_is_connected(servers: TestServers, name: str) -> None:
+    engine = create_async_engine(servers.admin_url)
+    query = text(
+        "SELECT count(*), string_agg(application_name || ': ' || left(query, 80), '; ')"
+        " FROM pg_stat_activity WHERE datname = :name AND backend_type = 'client backend'"
+    )
+    try:
+        async with engine.connect() as connection:
+            left, who = 1, ""
+            for _ in range(750):  # a closed connection's backend needs a moment to end
+                left, who = (await connection.execute(query, {"name": name})).one()
+                if not left:
+                    return
+                await connection.execute(text("SELECT pg_sleep(0.02)"))
+                await connection.rollback()
+        raise AssertionError(f"the test left {left} connections open: {who}")
+    finally:
+        await engine.dispose()
+
+
+async def _nothing_runs(database_url: str) -> None:
+    engine = create_async_engine(database_url)
+    try:
+        async with engine.connect() as connection:
+            exists = (await connection.execute(text("SELECT to_regclass('exarq.job')"))).scalar()
+            if exists is None:
+                return
+            running = (await connection.execute(text("SELECT name FROM exarq.job WHERE state = 'running'"))).scalars()
+            names = list(running)
+        assert not names, f"the test left jobs running: {names}"
+    finally:
+        await engine.dispose()

@@ -1,0 +1,115 @@
+"""Events as lines, and how loud each is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+import structlog
+
+from worker.observe import events, logs
+from worker.observe.events import AttemptEnded, Pruned, RedisBack, StepFailed, emit
+
+JOB = UUID(int=7)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root, listeners = logging.getLogger(), list(events._listeners)
+    handlers, level = list(root.handlers), root.level
+    levels = {name: logging.getLogger(name).level for name in (*logs._QUIET_BELOW_WARNING, "exarq")}
+    yield
+    root.handlers[:], events._listeners[:] = handlers, listeners
+    root.setLevel(level)
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+    structlog.reset_defaults()
+
+
+def ended(outcome: str) -> AttemptEnded:
+    return AttemptEnded(job=JOB, name="a.b", attempt=1, outcome=outcome, seconds=0.123456)
+
+
+def test_json_lines_carry_the_fields_as_plain_values(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+
+    emit(ended("succeeded"))
+
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["level"], line["job"], line["seconds"], line["error"]) == (
+        "attempt ended",
+        "info",
+        str(JOB),
+        0.123,
+        None,
+    )
+
+
+def test_text_lines_name_the_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+
+    emit(Pruned(jobs=3))
+
+    line = capsys.readouterr().err
+    assert "deleted old finished jobs" in line
+    assert "jobs" in line
+
+
+def test_text_that_goes_to_no_terminal_has_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+
+    emit(ended("retried"))
+
+    assert "attempt ended" in (said := capsys.readouterr().err)
+    assert "\x1b" not in said
+
+
+def test_what_is_below_the_level_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("warning", "json")
+
+    emit(RedisBack())
+    emit(StepFailed(step="claim", error="away"))
+
+    assert [json.loads(line)["step"] for line in capsys.readouterr().err.splitlines()] == ["claim"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level"),
+    [("succeeded", "info"), ("snoozed", "info"), ("retried", "warning"), ("failed", "warning")],
+)
+def test_an_attempt_is_as_loud_as_its_outcome(outcome: str, level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+
+    emit(ended(outcome))
+
+    assert json.loads(capsys.readouterr().err)["level"] == level
+
+
+def test_configuring_twice_says_everything_once(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+    logs.configure("info", "json")
+
+    emit(RedisBack())
+
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_without_a_terminal_auto_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "auto")
+
+    emit(RedisBack())
+
+    assert json.loads(capsys.readouterr().err)["event"] == "Redis is back"
+
+
+def test_importing_configures_nothing() -> None:
+    program = "import logging, worker.observe.logs; print(logging.getLogger().handlers)"
+
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=55)
+
+    assert found.stdout == "[]\n"

@@ -1,0 +1,111 @@
+"""Which servers the tests use: the configured ones, else private ones of this process; never anybody else's data."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import redis
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from worker.core.errors import EmbeddedServerError
+from worker.db import migrate
+from worker.embedded import servers as embedded
+
+DATABASE_VARIABLE = "EXARQ_TEST_DATABASE_URL"
+REDIS_VARIABLE = "EXARQ_TEST_REDIS_URL"
+MARK = "exarq:test:ours"
+
+
+@dataclass(frozen=True)
+class TestServers:
+    """The servers of this test process: a migrated template to copy, and an empty Redis database marked as ours."""
+
+    __test__ = False
+
+    admin_url: URL
+    template: str
+    redis_url: str
+    copying: str  # how a template is copied, as CREATE DATABASE is told it
+
+    def sql(self, statement: str) -> None:
+        """Run one statement outside any test's database."""
+        asyncio.run(self._sql(statement))
+
+    async def _sql(self, statement: str) -> None:
+        connection = await asyncpg.connect(_dsn(self.admin_url))
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+
+@contextmanager
+def test_servers() -> Iterator[TestServers]:
+    with ExitStack() as stack:
+        database_url = os.environ.get(DATABASE_VARIABLE)
+        redis_url = os.environ.get(REDIS_VARIABLE)
+        if database_url is None or redis_url is None:
+            own = stack.enter_context(_start(postgres=database_url is None, redis=redis_url is None))
+            database_url = database_url or own.urls.database_url
+            redis_url = redis_url or own.urls.redis_url
+        admin = make_url(database_url).set(drivername="postgresql+asyncpg")
+        template = f"exarq_test_template_{uuid4().hex[:12]}"
+        # Copied as files it is there in half the time; on a server that is not ours that would cost a checkpoint each.
+        copying = "STRATEGY FILE_COPY" if database_url != os.environ.get(DATABASE_VARIABLE) else ""
+        found = TestServers(admin, template, stack.enter_context(_own_redis_database(redis_url)), copying)
+        found.sql(f"CREATE DATABASE {template}")
+        stack.callback(found.sql, f"DROP DATABASE IF EXISTS {template} WITH (FORCE)")
+        asyncio.run(_migrate(admin.set(database=template)))
+        yield found
+
+
+def _start(**wanted: bool) -> embedded.RunningServers:
+    """The wheels' servers, so that the versions under test are the same on every machine; else those on PATH."""
+    with tempfile.TemporaryDirectory() as nothing, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", nothing)
+        try:
+            return embedded.start(fsync=False, **wanted)
+        except EmbeddedServerError:
+            patch.undo()
+            return embedded.start(fsync=False, **wanted)
+
+
+async def _migrate(url: URL) -> None:
+    engine = create_async_engine(url)
+    await migrate.upgrade(engine)
+    await engine.dispose()
+
+
+@contextmanager
+def _own_redis_database(url: str) -> Iterator[str]:
+    """An empty database of this Redis that we have marked, so that only our own is ever flushed."""
+    if url.startswith("unix"):
+        base, numbers = url.partition("?")[0] + "?db={}", range(1, 16)
+    else:
+        base, numbers = url.rpartition("/")[0] + "/{}" if url.count("/") > 2 else url + "/{}", range(1, 16)
+    for number in numbers:
+        client = redis.Redis.from_url(base.format(number))
+        with client:
+            if client.dbsize() == 0 and client.set(MARK, str(os.getpid()), nx=True):
+                if client.dbsize() != 1:
+                    client.delete(MARK)
+                    continue
+                try:
+                    yield base.format(number)
+                finally:
+                    client.flushdb()
+                return
+    raise RuntimeError(f"no empty database left in the Redis at {REDIS_VARIABLE}; empty one of 1 to 15")
+
+
+def _dsn(url: URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)

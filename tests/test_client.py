@@ -1,0 +1,36 @@
+"""The client of a program without an engine of its own."""
+
+from __future__ import annotations
+
+import pytest
+from arq.connections import ArqRedis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.broker.listeners import listening
+from tests.support import a_job, row, state, until
+from worker.broker.cancels import CancelAsked
+from worker.client import Client
+from worker.db import reads
+from worker.db.ids import uuid7
+from worker.settings import Settings
+
+
+@pytest.mark.leaves_running
+async def test_a_client_cancels_in_a_transaction_of_its_own_and_its_worker_is_told(
+    engine: AsyncEngine, redis: ArqRedis, settings: Settings
+) -> None:
+    worker = uuid7()
+    waits, runs = await a_job(engine), await a_job(engine, state="running", worker_id=worker)
+    async with engine.connect() as connection:
+        installation = await reads.installation_id(connection)
+
+    async with listening(redis, installation) as told:
+        async with Client(settings) as client:
+            answers = [await client.cancel(job) for job in (waits, runs, uuid7())]
+            flagged = (await row(engine, runs)).cancel_requested
+        await until(lambda: told, "the worker is told")
+
+    assert [answer.outcome for answer in answers] == ["cancelled", "requested", "unknown"]
+    assert await state(engine, waits) == "cancelled"
+    assert flagged
+    assert told == [CancelAsked(runs, worker, installation)]

@@ -1,0 +1,137 @@
+"""What mypy says to users of the front door, in strict mode: each marked line is refused for its reason, no other is."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from worker import JobContext
+from worker.flow.enqueue import JobFunction
+
+REPOSITORY = Path(__file__).parents[2]
+SAID = re.compile(r"^[^:]+:(?P<line>\d+): error: (?P<text>.+)$")
+
+USES = """
+from collections.abc import Coroutine
+from typing import Any, assert_type
+from sqlalchemy.ext.asyncio import AsyncSession
+from worker import Cancellation, Handle, JobContext, cancel, enqueue, enqueue_many, job
+from worker import enqeue  # refused: has no attribute "enqeue"
+
+@job
+async def charge(session: AsyncSession, invoice_id: int, memo: str = "") -> list[str]:
+    return [memo]
+
+@job(queue="mail", max_attempts=3, timeout=60)
+async def deliver(ctx: JobContext, url: str, *, tries: int) -> float:
+    return 1.0
+
+@job  # refused: has incompatible type
+def not_async(session: AsyncSession) -> int:
+    return 1
+
+@job(queue=7)  # refused: No overload variant of "job" matches argument type "int"
+async def odd(ctx: JobContext) -> None: ...
+
+async def wanted(session: AsyncSession, ctx: JobContext) -> None:
+    assert_type(await charge.enqueue(session, 7), Handle)
+    assert_type(await charge.enqueue(session, invoice_id=7, memo="x"), Handle)
+    assert_type(await deliver.enqueue(session, "u", tries=1), Handle)
+    assert_type(await charge.options(delay=60, queue="q").enqueue(session, 7, "x"), Handle)
+    assert_type(await enqueue_many(session, [charge.call(7), deliver.options(delay=1).call("u", tries=1)]), list[Handle])
+    assert_type(await enqueue(session, "shop.charge", {"invoice_id": 7}), Handle)
+    assert_type(await cancel(session, (await charge.enqueue(session, 7)).id), Cancellation)
+    assert_type(await charge(session, 7), list[str])
+    assert_type(await deliver(ctx, "u", tries=2), float)
+    coroutine: Coroutine[Any, Any, list[str]] = charge(session, 7)
+    await coroutine
+
+async def refused(session: AsyncSession, ctx: JobContext) -> None:
+    await charge.enqueue(session, "7")  # refused: incompatible type "str"; expected "int"
+    await charge.enqueue(session)  # refused: invoice_id
+    await charge.enqueue(session, 7, "x", 1)  # refused: Too many arguments
+    await charge.enqueue(session, 7, surplus=1)  # refused: Unexpected keyword argument "surplus"
+    await charge.enqueue(7)  # refused: "AsyncSession"
+    await deliver.enqueue(ctx, "u", tries=1)  # refused: expected "AsyncSession"
+    await cancel(session, "0199c0de")  # refused: incompatible type "str"; expected "UUID"
+    await deliver.enqueue(session, "u")  # refused: tries
+    await deliver.enqueue(session, "u", 1)  # refused: Too many positional arguments
+    await charge.options(delay=1).enqueue(session, "7")  # refused: incompatible type "str"; expected "int"
+    await charge.options(delay=1).enqueue(session)  # refused: invoice_id
+    await charge.options(delay=1).enqueue(session, 7, surplus=1)  # refused: Unexpected keyword argument "surplus"
+    charge.options(dealy=1)  # refused: Unexpected keyword argument "dealy"
+    charge.call("7")  # refused: incompatible type "str"; expected "int"
+    charge.call()  # refused: invoice_id
+    charge.call(7, surplus=1)  # refused: Unexpected keyword argument "surplus"
+    charge.options(delay=1).call("7")  # refused: incompatible type "str"; expected "int"
+    await charge(session, "7")  # refused: incompatible type "str"; expected "int"
+    await charge(session)  # refused: invoice_id
+    await charge(session, 7, surplus=1)  # refused: Unexpected keyword argument "surplus"
+    await charge(ctx, 7)  # refused: expected "AsyncSession"
+    await deliver(session, "u", tries=1)  # refused: expected "JobContext"
+    text: str = await charge(session, 7)  # refused: expression has type "list[str]"
+"""
+
+
+@pytest.fixture
+def said(tmp_path: Path) -> dict[int, str]:
+    """What a strict run says about `USES`, by line; a user sees the package as an installed one."""
+    file = tmp_path / "uses.py"
+    file.write_text(USES)
+    options = [
+        "--strict",
+        "--config-file",
+        "",
+        "--no-error-summary",
+        "--follow-imports",
+        "silent",
+        "--hide-error-codes",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "--cache-dir", ".mypy_cache/front_door", str(file)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr == ""
+    found: dict[int, str] = {}
+    for line in done.stdout.splitlines():
+        if match := SAID.match(line):
+            number = int(match["line"])
+            found[number] = f"{found.get(number, '')}{match['text']}\n"
+    return found
+
+
+def marked() -> dict[int, str]:
+    lines = enumerate(USES.splitlines(), 1)
+    return {number: line.partition("# refused: ")[2] for number, line in lines if "# refused: " in line}
+
+
+# One test, for the run takes long and each process that shares the suite would repeat it.
+@pytest.mark.timeout(600)
+def test_right_uses_are_accepted_with_their_types_and_wrong_ones_refused_for_their_reason(said: dict[int, str]) -> None:
+    reasons = marked()
+
+    assert sorted(said) == sorted(reasons)
+    assert {line: reason for line, reason in reasons.items() if reason not in said[line]} == {}
+
+
+async def test_a_decorated_function_stays_awaitable_as_it_was() -> None:
+    async def double(ctx: JobContext, number: int) -> int:
+        """Twice the number."""
+        return 2 * number
+
+    doubled = JobFunction(double)
+
+    assert inspect.iscoroutinefunction(doubled)
+    assert inspect.signature(doubled) == inspect.signature(double)
+    assert inspect.getdoc(doubled) == "Twice the number."
+    assert await doubled(cast("JobContext", None), 4) == 8

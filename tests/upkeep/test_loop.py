@@ -1,0 +1,97 @@
+"""A loop is a step and an interval."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+
+from tests.support import heard, until
+from worker.observe.events import StepFailed
+from worker.upkeep.loop import every, sleep_unless
+
+HOUR = timedelta(hours=1)
+
+
+async def test_a_step_that_finds_work_is_called_again_as_soon_as_it_says() -> None:
+    stop = asyncio.Event()
+    calls = 0
+
+    async def step() -> timedelta | None:
+        nonlocal calls
+        calls += 1
+        return timedelta(0) if calls < 50 else None
+
+    loop = asyncio.create_task(every(HOUR, "step", step, stop))
+    await until(lambda: calls == 50, "the step has no more work")
+    stop.set()
+    await loop
+
+    assert calls == 50
+
+
+async def test_a_step_without_a_wish_waits_for_the_interval() -> None:
+    stop = asyncio.Event()
+    called: list[float] = []
+
+    async def step() -> timedelta | None:
+        called.append(time.monotonic())
+        return None
+
+    loop = asyncio.create_task(every(timedelta(milliseconds=50), "step", step, stop))
+    await until(lambda: len(called) >= 3, "three calls")
+    stop.set()
+    await loop
+
+    assert called[2] - called[0] >= 0.099
+
+
+async def test_an_error_is_told_and_the_loop_goes_on() -> None:
+    stop = asyncio.Event()
+    calls = 0
+
+    async def step() -> timedelta | None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("once")
+        stop.set()
+        return None
+
+    async with heard() as events:
+        await every(timedelta(milliseconds=1), "step", step, stop)
+
+    assert events == [StepFailed(step="step", error="RuntimeError: once")]
+    assert calls == 2
+
+
+async def test_a_stop_ends_the_wait() -> None:
+    stop = asyncio.Event()
+
+    async def step() -> timedelta | None:
+        asyncio.get_running_loop().call_later(0.01, stop.set)
+        return None
+
+    async with asyncio.timeout(30):
+        await every(HOUR, "step", step, stop)
+
+
+async def test_a_loop_that_was_stopped_before_calls_nothing() -> None:
+    stop = asyncio.Event()
+    stop.set()
+
+    async def step() -> timedelta | None:
+        raise AssertionError("called")
+
+    async with heard() as events:
+        await every(HOUR, "step", step, stop)
+
+    assert events == []
+
+
+async def test_a_sleep_lasts_as_long_as_it_should_when_nobody_stops_it() -> None:
+    began = time.monotonic()
+
+    await sleep_unless(asyncio.Event(), timedelta(milliseconds=60))
+
+    assert 0.059 <= time.monotonic() - began < 30

@@ -1,0 +1,95 @@
+"""Exarq: background jobs that commit with your data, exactly once."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worker.client import Client
+    from worker.core.context import JobContext
+    from worker.core.errors import (
+        ArgumentsInvalid,
+        AutocommitRefused,
+        DatabaseUnreachable,
+        DefinitionError,
+        DuplicateJob,
+        EmbeddedServerError,
+        ExarqError,
+        ModuleNotLoaded,
+        NotStorable,
+        ResultInvalid,
+        SchemaNotMigrated,
+        SettingsError,
+        TooLarge,
+        TransactionAborted,
+        TransactionEscaped,
+        UnknownJob,
+    )
+    from worker.core.outcome import Cancel, Fail, Retry, Snooze
+    from worker.flow.cancel import Cancellation, cancel
+    from worker.flow.enqueue import Call, Handle, enqueue, enqueue_many, job
+    from worker.flow.publish import Publisher, flush_hints
+    from worker.process import Worker
+    from worker.settings import Settings, load_settings
+
+__all__ = [
+    "ArgumentsInvalid",
+    "AutocommitRefused",
+    "Call",
+    "Cancel",
+    "Cancellation",
+    "Client",
+    "DatabaseUnreachable",
+    "DefinitionError",
+    "DuplicateJob",
+    "EmbeddedServerError",
+    "ExarqError",
+    "Fail",
+    "Handle",
+    "JobContext",
+    "ModuleNotLoaded",
+    "NotStorable",
+    "Publisher",
+    "ResultInvalid",
+    "Retry",
+    "SchemaNotMigrated",
+    "Settings",
+    "SettingsError",
+    "Snooze",
+    "TooLarge",
+    "TransactionAborted",
+    "TransactionEscaped",
+    "UnknownJob",
+    "Worker",
+    "cancel",
+    "enqueue",
+    "enqueue_many",
+    "flush_hints",
+    "job",
+    "load_settings",
+]
+
+_HOMES = {
+    "Client": "worker.client",
+    "JobContext": "worker.core.context",
+    **dict.fromkeys(("Cancel", "Fail", "Retry", "Snooze"), "worker.core.outcome"),
+    **dict.fromkeys(("Cancellation", "cancel"), "worker.flow.cancel"),
+    **dict.fromkeys(("Call", "Handle", "enqueue", "enqueue_many", "job"), "worker.flow.enqueue"),
+    **dict.fromkeys(("Publisher", "flush_hints"), "worker.flow.publish"),
+    "Worker": "worker.process",
+    **dict.fromkeys(("Settings", "load_settings"), "worker.settings"),
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+    # SQLAlchemy takes a second to import: a name is fetched when it is first asked for.
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_HOMES.get(name, "worker.core.errors")), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

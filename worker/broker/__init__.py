@@ -1,0 +1,1 @@
+"""Redis, which may be wiped at any moment: keys and scripts."""

@@ -1,0 +1,66 @@
+"""A hint: an id that says "this job may be due", and the small payload beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What publishing needs to know of a job; `due_in` is in seconds and may be negative."""
+
+    job_id: UUID
+    name: str
+    queue: str
+    due_in: float
+    enqueued_ms: int
+    installation: UUID
+
+    @property
+    def payload(self) -> str:
+        """ARQ's fields, as JSON, with `x` for the database that holds the truth; never the arguments."""
+        fields: dict[str, Any] = {
+            "t": None,
+            "f": self.name,
+            "a": [],
+            "k": {},
+            "et": self.enqueued_ms,
+            "x": str(self.installation),
+        }
+        return json.dumps(fields, separators=(",", ":"))
+
+
+class Owner(Enum):
+    """Whom an id in Redis belongs to."""
+
+    US = "us"
+    ANOTHER_INSTALLATION = "another installation"
+    PLAIN_ARQ = "plain ARQ"
+
+
+def parse_id(raw: bytes) -> UUID | None:
+    """The job's id; None for an id that Exarq never wrote (plain ARQ's have no dashes)."""
+    try:
+        text = raw.decode("ascii")
+        parsed = UUID(text)
+    except ValueError:
+        return None
+    return parsed if str(parsed) == text else None
+
+
+def owner_of(raw_id: bytes, payload: bytes | None, installation: UUID) -> Owner:
+    """Whose job this is when our database has no row for it: only what is surely ours may be dropped."""
+    if payload is None:
+        return Owner.US if parse_id(raw_id) else Owner.PLAIN_ARQ
+    try:
+        fields = json.loads(payload)
+    except (ValueError, RecursionError):
+        return Owner.PLAIN_ARQ
+    mark = fields.get("x") if isinstance(fields, dict) else None
+    if mark is None:
+        return Owner.PLAIN_ARQ
+    return Owner.US if mark == str(installation) else Owner.ANOTHER_INSTALLATION

@@ -1,0 +1,27 @@
+"""The names of everything Exarq keeps in Redis; the layout is ARQ's own."""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import UUID
+
+from arq.constants import default_queue_name, job_key_prefix
+
+DEFAULT_QUEUE: Final = "default"
+PAYLOAD_PREFIX: Final = job_key_prefix
+"""`arq:job:<id>`: the small payload beside a hint."""
+
+
+def queue_key(queue: str) -> str:
+    """The sorted set of a queue: the queue's name is the key, as in ARQ, and `default` is ARQ's default queue."""
+    return default_queue_name if queue == DEFAULT_QUEUE else queue
+
+
+def wake_key(queue: str) -> str:
+    """The list on which an idle worker of a queue waits."""
+    return f"exarq:wake:{queue}"
+
+
+def cancel_channel(installation: UUID) -> str:
+    """The channel on which the workers of an installation are told that somebody asked to cancel a running job."""
+    return f"exarq:cancel:{installation}"

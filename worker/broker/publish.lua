@@ -1,0 +1,31 @@
+-- Put hints into a queue and wake one waiting worker.
+-- KEYS[1] queue: sorted set, job id -> due time (ms)
+-- KEYS[2] wake: list, at most one element
+-- ARGV[1] 'always', or 'astray': only hints that are missing or scored later than a claim could have moved them
+-- ARGV[2] lease (ms)
+-- ARGV[3] prefix of the payload keys
+-- ARGV[4] how long a payload outlives its due time (ms)
+-- ARGV[5…] for each hint: job id, delay (ms, may be negative), payload
+-- returns how many hints were put
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local put = 0
+for i = 5, #ARGV, 3 do
+  local id, delay, payload = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
+  local due = now + delay
+  local wanted = ARGV[1] == 'always'
+  if not wanted then
+    local score = redis.call('ZSCORE', KEYS[1], id)
+    wanted = not score or tonumber(score) > math.max(due, now) + ARGV[2]
+  end
+  if wanted then
+    redis.call('ZADD', KEYS[1], string.format('%.0f', due), id)
+    redis.call('SET', ARGV[3] .. id, payload, 'PX', string.format('%.0f', math.max(delay, 0) + ARGV[4]))
+    put = put + 1
+  end
+end
+if put > 0 and redis.call('LLEN', KEYS[2]) == 0 then
+  redis.call('RPUSH', KEYS[2], 1)
+  redis.call('PEXPIRE', KEYS[2], 60000)
+end
+return put

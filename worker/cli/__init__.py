@@ -1,0 +1,180 @@
+"""The command line: what can be typed; each command's work is a module of its own, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated, cast
+
+import typer
+
+from worker.cli.output import complain
+from worker.core.errors import ArgumentsInvalid, ExarqError
+
+_ENDINGS = (
+    "Ends with 0: done; 1: not found, too late, or a fault of Exarq's own; 2: wrong input or settings, or a server is"
+    " away; 130: interrupted."
+)
+# The base of all errors about what was typed, which typer does not name.
+_WrongUse = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+_STATES = "Only this state: queued, scheduled, retrying, running, succeeded, failed or cancelled."
+
+app = typer.Typer(
+    help="Background jobs that commit with your data, exactly once.",
+    epilog=_ENDINGS,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # it shows local variables, and passwords are in some
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+jobs_app = typer.Typer(help="Look at jobs, and cancel them.", no_args_is_help=True)
+db_app = typer.Typer(help="Look after Exarq's tables.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(db_app, name="db")
+
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
+Queue = Annotated[str | None, typer.Option("--queue", "-q", help="Only this queue.", show_default=False)]
+
+
+def main() -> None:
+    """Run the command that was typed; what is wrong with it, or what Exarq raises on purpose, is one line on stderr."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        _refuse_what_is_no_text(sys.argv[1:])
+        sys.exit(app(prog_name="exarq", standalone_mode=False))
+    except ExarqError as error:
+        complain(str(error))
+    except _WrongUse as error:
+        if said := error.format_message().strip():  # else its help was printed
+            asked = error.ctx.command_path if error.ctx else "exarq"
+            complain(f"{said.rstrip('.')}; see `{asked} --help`")
+    sys.exit(2)
+
+
+def _refuse_what_is_no_text(words: list[str]) -> None:
+    for word in words:
+        if not word.isprintable() and word != word.encode("utf-8", "replace").decode():
+            raise ArgumentsInvalid(f"{word!a} is not UTF-8 text; type it in a terminal that is set to UTF-8")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"exarq {version('exarq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _exarq(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    burst: Annotated[bool, typer.Option("--burst", metavar="", help="End when no job is due and none runs.")] = False,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", "-c", help="Attempts running at once.", show_default=False)
+    ] = None,
+    queue: Annotated[
+        list[str] | None, typer.Option("--queue", "-q", help="Take from this queue; repeatable.", show_default=False)
+    ] = None,
+) -> None:
+    """Run a worker until Ctrl-C or SIGTERM; running jobs may end, a second Ctrl-C gives them back."""
+    from worker.cli.run import run_until_stopped
+
+    run_until_stopped(burst=burst, concurrency=concurrency, queues=queue)
+
+
+@app.command()
+def enqueue(
+    name: Annotated[str, typer.Argument(help="The job's name, such as billing.charge.", show_default=False)],
+    args: Annotated[
+        str, typer.Argument(metavar="JSON", help="Its arguments as a JSON object; - reads them from stdin.")
+    ] = "{}",
+    queue: Annotated[
+        str | None, typer.Option("--queue", "-q", help="Another queue than the job's own.", show_default=False)
+    ] = None,
+    delay: Annotated[float, typer.Option("--delay", metavar="SECONDS", help="Due only after this time.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Enqueue one job and print its id; a name that is not known here is left to a worker that knows it."""
+    from worker.cli.enqueue import enqueue_one
+
+    enqueue_one(name, args, queue=queue, delay=delay, as_json=as_json)
+
+
+@jobs_app.command("list")
+def list_jobs(
+    state: Annotated[str | None, typer.Option("--state", "-s", help=_STATES, show_default=False)] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Only this job.", show_default=False)] = None,
+    queue: Queue = None,
+    limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=10_000, help="At most so many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, the newest first."""
+    from worker.cli.jobs import print_list
+
+    print_list(state=state, name=name, queue=queue, limit=limit, as_json=as_json)
+
+
+@jobs_app.command("show")
+def show_job(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Show all of one job, with each attempt that did not succeed; ends with 1 when there is no such job."""
+    from worker.cli.jobs import print_one
+
+    print_one(job_id, as_json=as_json)
+
+
+@jobs_app.command("cancel")
+def cancel_job(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a job: what waits will not run, what runs is ended by its worker; ends with 1 when it is too late."""
+    from worker.cli.jobs import cancel_one
+
+    cancel_one(job_id, as_json=as_json)
+
+
+@app.command()
+def config(as_json: AsJson = False) -> None:
+    """Show the settings in force and where each was set; passwords are masked."""
+    from worker.cli.config import print_settings
+
+    print_settings(as_json=as_json)
+
+
+@db_app.command("upgrade")
+def upgrade(as_json: AsJson = False) -> None:
+    """Bring Exarq's tables to what this version needs; safe to repeat, and while workers run."""
+    from worker.cli.db import upgrade_schema
+
+    upgrade_schema(as_json=as_json)
+
+
+@db_app.command("current")
+def current(as_json: AsJson = False) -> None:
+    """Print at which revision the tables are."""
+    from worker.cli.db import print_current
+
+    print_current(as_json=as_json)
+
+
+@app.command()
+def demo(
+    broken: Annotated[
+        bool, typer.Option("--break", help="Prove that the proof can fail: break a rule; the demo must notice.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Kill a worker and wipe Redis in the middle of the work, then count: nothing lost, nothing twice."""
+    from worker.demo.story import run_demo
+
+    raise typer.Exit(run_demo(broken=broken, json_only=as_json))

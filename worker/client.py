@@ -1,0 +1,65 @@
+"""A client: what a program needs that enqueues jobs and has no engine of its own yet."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from worker.addresses import database_url
+from worker.flow.cancel import Cancellation, cancel
+from worker.flow.publish import Publisher
+from worker.settings import Settings, load_settings
+
+
+class Client:
+    """An engine and a session factory whose hints go out after each commit, and are flushed at the end.
+
+    A service that has an engine binds a publisher to its own factory instead:
+    `async_sessionmaker(engine, info=publisher.info)`.
+
+    Args:
+        settings: where PostgreSQL and Redis are; without them, `load_settings()`.
+
+    Raises:
+        SettingsError: no address is set.
+        EmbeddedServerError: the settings say `embedded` and no embedded servers run here.
+
+    """
+
+    engine: AsyncEngine
+    sessions: async_sessionmaker[AsyncSession]
+    publisher: Publisher
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or load_settings()
+        self._opened = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        self.engine = create_async_engine(database_url(settings))
+        self._opened.push_async_callback(self.engine.dispose)
+        self.publisher = Publisher.from_settings(settings)
+        self._opened.push_async_callback(self.publisher.close)
+        self.sessions = async_sessionmaker(self.engine, expire_on_commit=False, info=self.publisher.info)
+        return self
+
+    async def cancel(self, job_id: UUID) -> Cancellation:
+        """Cancel a job, in a transaction of its own: what waits will not run, what runs is ended by its worker.
+
+        Args:
+            job_id: the job's id, as its `Handle` has it.
+
+        Raises: as `worker.cancel`.
+
+        """
+        async with self.sessions.begin() as session:
+            return await cancel(session, job_id)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._opened.aclose()

@@ -1,0 +1,96 @@
+"""What a job receives that asks for more than a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+
+class JobContext:
+    """One attempt as its function sees it: the session, who it is, and the worker's resources as in ARQ.
+
+    Args:
+        job_id: the job's id.
+        name: the name of its definition.
+        attempt: the number of this run, from 1.
+        enqueued_at: when the job was enqueued.
+        open_session: makes the attempt's session; called at the first use of `session`, never twice.
+        resources: what `ctx[…]` reads: "redis", "engine", "sessions" and what start-up hooks put there.
+
+    """
+
+    __slots__ = ("_attempt", "_enqueued_at", "_job_id", "_name", "_open_session", "_resources", "_session")
+
+    def __init__(
+        self,
+        *,
+        job_id: UUID,
+        name: str,
+        attempt: int,
+        enqueued_at: datetime,
+        open_session: Callable[[], AsyncSession],
+        resources: Mapping[str, Any],
+    ) -> None:
+        self._job_id = job_id
+        self._name = name
+        self._attempt = attempt
+        self._enqueued_at = enqueued_at
+        self._open_session = open_session
+        self._resources = resources
+        self._session: AsyncSession | None = None
+
+    @property
+    def session(self) -> AsyncSession:
+        """The attempt's own session; what it writes commits together with the job's success."""
+        if self._session is None:
+            self._session = self._open_session()
+        return self._session
+
+    @property
+    def job_id(self) -> UUID:
+        """The job's id."""
+        return self._job_id
+
+    @property
+    def name(self) -> str:
+        """The name of the job's definition."""
+        return self._name
+
+    @property
+    def attempt(self) -> int:
+        """The number of this run, from 1; it never falls."""
+        return self._attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key for outside services that is the same in every attempt of this job."""
+        return str(self._job_id)
+
+    @property
+    def enqueued_at(self) -> datetime:
+        """When the job was enqueued."""
+        return self._enqueued_at
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return self._resources[key]
+        except KeyError:
+            known = ", ".join(sorted(map(str, self._resources))) or "none"
+            raise KeyError(f"the context has no {key!r}; it has: {known}") from None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The resource under `key`, or `default` when there is none."""
+        return self._resources.get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._resources
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._resources)
+
+    def __repr__(self) -> str:
+        return f"<JobContext {self._name} {self._job_id} attempt {self._attempt}>"

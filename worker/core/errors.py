@@ -1,0 +1,97 @@
+"""Everything Exarq raises on purpose, in one tree; each message says what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped word: "; did you mean 'x'?", or nothing when no known word is like it."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class ExarqError(Exception):
+    """The root of every error that Exarq raises on purpose."""
+
+
+class SettingsError(ExarqError):
+    """Raised when a setting is missing, unknown or has a value that cannot be used."""
+
+
+class DatabaseUnreachable(ExarqError):
+    """Raised when PostgreSQL does not answer at the configured address."""
+
+
+class SchemaNotMigrated(ExarqError):
+    """Raised when the tables are missing or older or newer than this version needs."""
+
+
+class EmbeddedServerError(ExarqError):
+    """Raised when a private PostgreSQL or Redis cannot be found, started or attached to."""
+
+
+class DefinitionError(ExarqError):
+    """Raised by `@job` when a function cannot be a job; the message says how it must look."""
+
+
+class DuplicateJob(DefinitionError):
+    """Raised when two functions register under one name."""
+
+    def __init__(self, name: str, first: str, second: str) -> None:
+        super().__init__(
+            f"two jobs are named {name!r}: {first} and {second}; give one of them another with @job(name=…)"
+        )
+
+
+class ModuleNotLoaded(ExarqError):
+    """Raised when a module named in `jobs.modules` cannot be imported."""
+
+
+class UnknownJob(ExarqError):
+    """Raised when a row names a job that no module in `jobs.modules` registers."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        super().__init__(
+            f"no job named {name!r}{nearest(name, names)}; registered: {', '.join(names) or 'none'};"
+            " add its module to jobs.modules"
+        )
+
+
+class ArgumentsInvalid(ExarqError):
+    """Raised when arguments do not fit a job's signature, at the enqueue or again at the run."""
+
+
+class NotStorable(ExarqError):
+    """Raised when a value cannot be kept as jsonb: not JSON, a NUL, a lone surrogate, a number too large."""
+
+
+class TooLarge(NotStorable):
+    """Raised when the JSON of arguments or of a result is over the limit."""
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"{what} take {size:,} bytes as JSON, the limit is {limit:,}; store the data in a table and pass its key"
+        )
+
+
+class AutocommitRefused(ExarqError):
+    """Raised at an enqueue on a connection in AUTOCOMMIT, where no transaction could carry the job."""
+
+
+class LeaseLost(ExarqError):
+    """Raised inside Exarq when an attempt no longer holds its job; everything it wrote is rolled back."""
+
+
+class TransactionEscaped(ExarqError):
+    """Raised when a job ends or replaces the attempt's transaction behind the session's back."""
+
+
+class TransactionAborted(ExarqError):
+    """Raised when a job returns although a statement failed and its transaction can only be rolled back."""
+
+
+class ResultInvalid(ExarqError):
+    """Raised when a stored result does not fit the job's return annotation, as after a change of its code."""

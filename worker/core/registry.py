@@ -1,0 +1,257 @@
+"""Definitions: functions with a name and options, and the registry that finds them by name."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import timedelta
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from worker.core.errors import DefinitionError, DuplicateJob, ModuleNotLoaded, UnknownJob
+from worker.core.names import LONGEST_NAME, RESERVED_QUEUES, is_name
+from worker.core.outcome import ErrorText
+from worker.core.retry import as_delay
+from worker.core.signature import Signature, label_of
+
+P = ParamSpec("P")
+First = TypeVar("First")
+R = TypeVar("R")
+
+
+class Definition(Generic[First, P, R]):
+    """A job's function with its name and options; called, it is the function it was.
+
+    Args:
+        fn: an `async def` whose first parameter is an `AsyncSession` or a `JobContext`.
+        name: how rows name the job; default: the last part of the module and the function's qualified name.
+        queue: the queue its jobs go to.
+        timeout: the longest run, in seconds or as a timedelta; None takes the setting.
+        max_attempts: failures that end a job, at least 1; None takes the setting.
+
+    Raises:
+        DefinitionError: the function or an option cannot be used; the message says what to write instead.
+
+    """
+
+    def __init__(
+        self,
+        fn: Callable[Concatenate[First, P], Coroutine[Any, Any, R]],
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        timeout: float | timedelta | None = None,
+        max_attempts: int | None = None,
+    ) -> None:
+        functools.update_wrapper(self, fn, updated=())
+        self.fn = fn
+        self.name = default_name(fn) if name is None else name
+        self.queue = queue
+        self.signature = Signature(fn, self.name)
+        label = label_of(fn)
+        _check_word(self.name, "name", label)
+        _check_word(queue, "queue", label)
+        if queue.startswith(RESERVED_QUEUES):
+            raise DefinitionError(f"{label}: no queue's name begins with arq: or exarq:; ARQ's own is called 'default'")
+        self.timeout = _checked_timeout(timeout, label)
+        self.max_attempts = _checked_attempts(max_attempts, label)
+        _look_async(self, fn)
+
+    def __call__(self, first: First, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Call the function itself, here and now."""
+        return self.fn(first, *args, **kwargs)
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """The file and qualified name: the same after a reload, or when `__main__` is imported again."""
+        return os.path.realpath(_code_of(self.fn).co_filename), self.fn.__qualname__
+
+    def __repr__(self) -> str:
+        return f"<job {self.name}>"
+
+
+class Registry:
+    """The definitions of this process by name."""
+
+    def __init__(self) -> None:
+        self._definitions: dict[str, Definition[Any, ..., Any]] = {}
+
+    def register(self, definition: Definition[Any, ..., Any]) -> None:
+        """Add a definition; the same function again, as after a reload, takes the place of the first.
+
+        Raises:
+            DuplicateJob: another function has the name.
+
+        """
+        present = self._definitions.get(definition.name)
+        if present is not None and present.source != definition.source:
+            raise DuplicateJob(definition.name, _described(present), _described(definition))
+        self._definitions[definition.name] = definition
+
+    def get(self, name: str) -> Definition[Any, ..., Any]:
+        """The definition with this name.
+
+        Raises:
+            UnknownJob: there is none.
+
+        """
+        try:
+            return self._definitions[name]
+        except KeyError:
+            raise UnknownJob(name, self._definitions) from None
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted."""
+        return tuple(sorted(self._definitions))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._definitions
+
+
+default_registry = Registry()
+
+D = TypeVar("D", bound=Definition[Any, ..., Any])
+
+
+@overload
+def define(
+    fn: Callable[Concatenate[First, P], Coroutine[Any, Any, R]], *, registry: Registry = ..., **options: Any
+) -> Definition[First, P, R]: ...
+
+
+@overload
+def define(fn: Callable[..., Any], cls: Callable[..., D], registry: Registry = ..., **options: Any) -> D: ...
+
+
+def define(
+    fn: Callable[..., Any],
+    cls: Callable[..., Any] = Definition,
+    registry: Registry = default_registry,
+    **options: Any,
+) -> Any:
+    """Make a definition of a function and register it.
+
+    Args:
+        fn: the function.
+        cls: the class to make, `Definition` or one derived from it.
+        registry: where it is found by name.
+        options: what the class takes: `name`, `queue`, `timeout`, `max_attempts`.
+
+    Raises:
+        DefinitionError: the function or an option cannot be used.
+        DuplicateJob: another function has the name.
+
+    """
+    definition = cls(fn, **options)
+    registry.register(definition)
+    return definition
+
+
+def default_name(fn: Callable[..., Any]) -> str:
+    """The name of a job that was given none: "billing.charge" for `charge` in `jobs/billing.py`."""
+    module = str(getattr(fn, "__module__", "?"))
+    last = module.rpartition(".")[2]
+    if module == "__main__" and isinstance(fn, FunctionType):
+        stem = Path(_code_of(fn).co_filename).stem
+        last = last if stem.startswith("<") else stem
+    qualname = str(getattr(fn, "__qualname__", type(fn).__qualname__))
+    return ".".join([last, *(part for part in qualname.split(".") if part != "<locals>")])
+
+
+def load_modules(names: Iterable[str], registry: Registry = default_registry) -> None:
+    """Import the modules, the current folder first on the path; then `registry` holds the jobs they define.
+
+    Raises:
+        ModuleNotLoaded: an import failed; one line says which, why and where.
+        DuplicateJob: two functions have one name.
+
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    for name in names:
+        try:
+            module = importlib.import_module(name)
+        except DuplicateJob:
+            raise
+        except (Exception, SystemExit) as error:  # a module is code of anybody
+            raise ModuleNotLoaded(_not_loaded(name, error)) from error
+        for value in list(vars(module).values()):
+            if isinstance(value, Definition):  # imported before, or registered elsewhere
+                registry.register(value)
+
+
+def _look_async(definition: Definition[Any, ..., Any], fn: Callable[..., Any]) -> None:
+    """Make `inspect.iscoroutinefunction` say of the definition what it says of the function."""
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(definition)
+    else:  # there it believes whatever looks like a function with a coroutine's code
+        for attribute in ("__code__", "__defaults__", "__kwdefaults__"):
+            setattr(definition, attribute, getattr(fn, attribute))
+
+
+def _check_word(word: object, what: str, label: str) -> None:
+    if not is_name(word):
+        shown = ErrorText.of(ValueError(word)).message[:LONGEST_NAME]
+        raise DefinitionError(f"{label}: {what} must be 1 to {LONGEST_NAME} printable characters, not {shown!r}")
+
+
+def _checked_timeout(timeout: float | timedelta | None, label: str) -> timedelta | None:
+    if timeout is None:
+        return None
+    try:
+        checked = as_delay(timeout, "timeout")
+    except (TypeError, ValueError) as error:
+        raise DefinitionError(f"{label}: {error}") from None
+    if not checked:
+        raise DefinitionError(f"{label}: timeout must be more than 0 seconds; None takes the setting")
+    return checked
+
+
+def _checked_attempts(attempts: object, label: str) -> int | None:
+    if attempts is None:
+        return None
+    if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
+        raise DefinitionError(f"{label}: max_attempts must be a whole number of at least 1, not {attempts!r}")
+    return attempts
+
+
+def _code_of(fn: Callable[..., Any]) -> CodeType:
+    code = inspect.unwrap(fn).__code__
+    assert isinstance(code, CodeType)
+    return code
+
+
+def _described(definition: Definition[Any, ..., Any]) -> str:
+    code = _code_of(definition.fn)
+    return f"{label_of(definition.fn)} ({code.co_filename}:{code.co_firstlineno})"
+
+
+def _not_loaded(name: str, error: BaseException) -> str:
+    text = ErrorText.of(error)
+    why = f"{text.type}: {text.message}" if text.message else text.type
+    place = _place(error)
+    return f"cannot import {name!r}: {' '.join(why.split())}" + (f" ({place})" if place else "")
+
+
+def _place(error: BaseException) -> str | None:
+    """The last line of the user's own code that led to the error."""
+    if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
+        return f"{error.filename}:{error.lineno}"
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return next((f"{file}:{line}" for file, line in reversed(lines) if _is_users(file)), None)
+
+
+def _is_users(file: str) -> bool:
+    path = Path(file)
+    if file.startswith("<") or {"site-packages", "dist-packages"} & set(path.parts):
+        return False
+    ours = [Path(__file__).parents[1], *(Path(sysconfig.get_path(key)) for key in ("stdlib", "platstdlib"))]
+    return not any(path.is_relative_to(folder) for folder in ours)

@@ -1,0 +1,133 @@
+"""Engines whose connections say who they are and notice a peer that went silent."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+# Half-open TCP is noticed within about ten seconds, by either end.
+_KEEPALIVE = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"}
+_UNANSWERED_MS = 10_000
+
+_NAMED = "exarq.named"
+
+# Jobs that open a session of their own beside the attempt's must not wait for one another when all slots are taken.
+_FOR_SECOND_SESSIONS = 4
+
+
+def processor_engine(
+    url: str,
+    *,
+    application_name: Callable[[], str],
+    connections: int,
+    connect_timeout: timedelta,
+    statement_timeout: timedelta,
+) -> AsyncEngine:
+    """An engine for Exarq's own short statements: every wait on it has a limit, on both ends."""
+    limit = statement_timeout.total_seconds()
+    return _engine(
+        url,
+        application_name=application_name,
+        connections=connections,
+        connect_timeout=connect_timeout,
+        overflow=0,
+        pool_timeout=limit,
+        server_settings={
+            "statement_timeout": f"{limit * 1000:.0f}",
+            "lock_timeout": f"{limit * 200:.0f}",
+            "idle_in_transaction_session_timeout": f"{limit * 1000:.0f}",
+        },
+        command_timeout=limit + 1,
+    )
+
+
+def jobs_engine(
+    url: str, *, application_name: Callable[[], str], connections: int, connect_timeout: timedelta
+) -> AsyncEngine:
+    """An engine for the jobs: one connection for each slot; how long a job may wait is the job's own timeout."""
+    return _engine(
+        url,
+        application_name=application_name,
+        connections=connections,
+        connect_timeout=connect_timeout,
+        overflow=_FOR_SECOND_SESSIONS,
+        pool_timeout=None,
+        server_settings={},
+    )
+
+
+def _engine(
+    url: str,
+    *,
+    application_name: Callable[[], str],
+    connections: int,
+    connect_timeout: timedelta,
+    overflow: int,
+    pool_timeout: float | None,
+    server_settings: dict[str, str],
+    **connect_args: Any,
+) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=connections,
+        max_overflow=overflow,
+        pool_timeout=pool_timeout,
+        pool_use_lifo=True,
+        connect_args={
+            "timeout": connect_timeout.total_seconds(),
+            "server_settings": {
+                "tcp_user_timeout": str(_UNANSWERED_MS),
+                **_KEEPALIVE,
+                **server_settings,
+            },
+            **connect_args,
+        },
+    )
+
+    def introduce(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
+        settings = {**parameters["server_settings"], "application_name": application_name()}
+        parameters["server_settings"] = settings
+
+    def remember(_connection: Any, record: Any) -> None:
+        record.info[_NAMED] = application_name()
+
+    def refuse_the_former(_connection: Any, record: Any, _proxy: Any) -> None:
+        """Replace a connection with a former name: under that name a rescuer ends it."""
+        if record.info[_NAMED] != application_name():
+            raise DisconnectionError
+
+    event.listen(engine.sync_engine, "do_connect", introduce)
+    event.listen(engine.sync_engine, "connect", remember)
+    event.listen(engine.sync_engine, "connect", _watch_the_peer)
+    event.listen(engine.sync_engine, "checkout", _refuse_the_dead)
+    event.listen(engine.sync_engine, "checkout", refuse_the_former)
+    return engine
+
+
+def _refuse_the_dead(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Replace a pooled connection whose end was already seen: costs no round trip, unlike a ping."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+def _watch_the_peer(connection: Any, _record: Any) -> None:
+    """Let the kernel find out, on our end, that the server is gone; asyncpg has no option for it."""
+    transport = getattr(connection.driver_connection, "_transport", None)
+    raw = transport.get_extra_info("socket") if transport else None
+    if raw is None or raw.family == socket.AF_UNIX:
+        return
+    options = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": _UNANSWERED_MS}
+    with contextlib.suppress(OSError):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in options.items():
+            if hasattr(socket, name):
+                raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

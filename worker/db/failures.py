@@ -1,0 +1,66 @@
+"""What an error says about the database: away, contended, or about the data that were sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import asyncpg
+from sqlalchemy import exc
+
+from worker.core.errors import SchemaNotMigrated
+
+# Class 08: connection exceptions. 57P01…57P05: ended by an administrator, a crash, a start or a shutdown, an idle
+# limit. 53300: too many connections. 25P03, 25P04: ended after a time limit of the session.
+_AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"})
+# A time limit of our own, or the server is short of room, or for now read-only.
+_OVERLOADED = frozenset({"57014", "53000", "53100", "53200", "25006"})
+_CONTENTION = frozenset({"40001", "40P01", "55P03"})
+_ABORTED = "25P02"
+_NO_SUCH_TABLE = "42P01"
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """PostgreSQL's code for the error, None when the server did not send one."""
+    origin: Any = error.orig if isinstance(error, exc.DBAPIError) else error
+    code = getattr(origin, "sqlstate", None)
+    return code if isinstance(code, str) else None
+
+
+@contextmanager
+def schema_needed() -> Iterator[None]:
+    """Raise `SchemaNotMigrated` where a table of Exarq's is not there."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        if sqlstate_of(error) == _NO_SUCH_TABLE:
+            raise SchemaNotMigrated("the database has no exarq schema yet; run `exarq db upgrade`") from None
+        raise
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the server did not answer, so that nobody knows whether it did the work."""
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return True
+    if isinstance(error, (OSError, TimeoutError, exc.TimeoutError, asyncpg.InterfaceError)):
+        return True
+    if isinstance(error, exc.InterfaceError):
+        return True
+    code = sqlstate_of(error)
+    return code is not None and (code in _AWAY or code.startswith("08"))
+
+
+def is_contention(error: BaseException) -> bool:
+    """Whether the server gave up only because of others: the same statement may succeed at once."""
+    return sqlstate_of(error) in _CONTENTION
+
+
+def is_aborted(error: BaseException) -> bool:
+    """Whether the server refused a statement only because an earlier one in its transaction had failed."""
+    return sqlstate_of(error) == _ABORTED
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether sending the same again is the remedy."""
+    return is_away(error) or is_contention(error) or sqlstate_of(error) in _OVERLOADED

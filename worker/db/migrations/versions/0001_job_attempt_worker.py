@@ -1,0 +1,109 @@
+"""Job, attempt, worker, upkeep and installation."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+SCHEMA = "exarq"
+
+
+def upgrade() -> None:
+    """Apply."""
+    now = sa.text("clock_timestamp()")
+    op.create_table(
+        "job",
+        sa.Column("id", sa.Uuid(), primary_key=True),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("args", postgresql.JSONB(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False, server_default="queued"),
+        sa.Column("enqueued_at", sa.DateTime(timezone=True), nullable=False, server_default=now),
+        sa.Column("first_due_at", sa.DateTime(timezone=True), nullable=False, server_default=now),
+        sa.Column("run_at", sa.DateTime(timezone=True), nullable=False, server_default=now),
+        sa.Column("attempt", sa.Integer(), nullable=False, server_default="0"),
+        sa.Column("failures", sa.Integer(), nullable=False, server_default="0"),
+        sa.Column("crashes", sa.SmallInteger(), nullable=False, server_default="0"),
+        sa.Column("cancel_requested", sa.Boolean(), nullable=False, server_default=sa.text("false")),
+        sa.Column("token", sa.Uuid()),
+        sa.Column("worker_id", sa.Uuid()),
+        sa.Column("started_at", sa.DateTime(timezone=True)),
+        sa.Column("finished_at", sa.DateTime(timezone=True)),
+        sa.Column("result", postgresql.JSONB()),
+        sa.Column("error", sa.Text()),
+        sa.CheckConstraint(
+            "state IN ('cancelled', 'failed', 'queued', 'running', 'succeeded')", name=op.f("job_state_check")
+        ),
+        schema=SCHEMA,
+        postgresql_with={
+            "fillfactor": 85,
+            "autovacuum_vacuum_scale_factor": 0,
+            "autovacuum_vacuum_threshold": 5000,
+            "autovacuum_analyze_scale_factor": 0,
+            "autovacuum_analyze_threshold": 10000,
+            "autovacuum_vacuum_insert_scale_factor": 0,
+            "autovacuum_vacuum_insert_threshold": 50000,
+        },
+    )
+    op.create_index("job_waiting", "job", ["run_at", "id"], schema=SCHEMA, postgresql_where=sa.text("state = 'queued'"))
+    op.create_index("job_running", "job", ["worker_id"], schema=SCHEMA, postgresql_where=sa.text("state = 'running'"))
+    op.create_index(
+        "job_final",
+        "job",
+        ["state", "finished_at"],
+        schema=SCHEMA,
+        postgresql_where=sa.text("state IN ('cancelled', 'failed', 'succeeded')"),
+    )
+    op.create_table(
+        "attempt",
+        sa.Column("job_id", sa.Uuid(), primary_key=True),
+        sa.Column("token", sa.Uuid(), primary_key=True),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("worker_id", sa.Uuid()),
+        sa.Column("started_at", sa.DateTime(timezone=True)),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=False, server_default=now),
+        sa.Column("ending", sa.Text(), nullable=False),
+        sa.Column("error", sa.Text()),
+        sa.Column("traceback", sa.Text()),
+        schema=SCHEMA,
+    )
+    one_row_each = {"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 500}
+    op.create_table(
+        "worker",
+        sa.Column("id", sa.Uuid(), primary_key=True),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
+        sa.Column("queues", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("concurrency", sa.Integer(), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=now),
+        sa.Column("beat", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.Column("beat_at", sa.DateTime(timezone=True), nullable=False, server_default=now),
+        sa.Column("stopping_at", sa.DateTime(timezone=True)),
+        schema=SCHEMA,
+        postgresql_with=one_row_each,
+    )
+    upkeep = op.create_table(
+        "upkeep",
+        sa.Column("step", sa.Text(), primary_key=True),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False, server_default=now),
+        sa.Column("after_run_at", sa.DateTime(timezone=True)),
+        sa.Column("after_id", sa.Uuid()),
+        schema=SCHEMA,
+        postgresql_with=one_row_each,
+    )
+    op.bulk_insert(upkeep, [{"step": "reconcile"}, {"step": "prune"}])
+    op.create_table("installation", sa.Column("id", sa.Uuid(), primary_key=True), schema=SCHEMA)
+    op.execute("INSERT INTO exarq.installation VALUES (gen_random_uuid())")
+
+
+def downgrade() -> None:
+    """Take back."""
+    for table in ("installation", "upkeep", "worker", "attempt", "job"):
+        op.drop_table(table, schema=SCHEMA)

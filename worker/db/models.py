@@ -1,0 +1,179 @@
+"""The tables, in a schema of their own."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ColumnElement,
+    DateTime,
+    Index,
+    MetaData,
+    SmallInteger,
+    Text,
+    literal_column,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.ext.asyncio import AsyncAttrs
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from worker.core.states import FINAL, JobState
+
+SCHEMA = "exarq"
+
+
+class Base(AsyncAttrs, DeclarativeBase):
+    """The base of Exarq's own tables."""
+
+    metadata = MetaData(
+        schema=SCHEMA,
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+        },
+    )
+    type_annotation_map: ClassVar = {str: Text, datetime: DateTime(timezone=True)}
+
+
+def _one_of(column: str, values: list[str]) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+def constant(state: JobState) -> ColumnElement[str]:
+    """The state as a constant of the statement's text: a plan made for any parameters uses no partial index."""
+    return literal_column(f"'{state}'", Text)
+
+
+_WAITING = f"state = '{JobState.QUEUED}'"
+_RUNNING = f"state = '{JobState.RUNNING}'"
+_FINAL = _one_of("state", sorted(FINAL))
+
+
+class Job(Base):
+    """One row of intended work, and what became of it.
+
+    The token and the worker of the last claim stay on the row: together with the state they are the fence, and
+    they answer the worker whose COMMIT was interrupted.
+    """
+
+    __tablename__ = "job"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    queue: Mapped[str]
+    args: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    state: Mapped[str] = mapped_column(server_default=JobState.QUEUED)
+    enqueued_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    first_due_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    run_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    failures: Mapped[int] = mapped_column(server_default="0")
+    crashes: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    token: Mapped[UUID | None]
+    worker_id: Mapped[UUID | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    result: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
+    error: Mapped[str | None]
+
+    # No foreign key: its KEY SHARE locks would hide a row from the rescue.
+    attempts: Mapped[list[Attempt]] = relationship(
+        primaryjoin="Job.id == foreign(Attempt.job_id)", order_by="Attempt.number", viewonly=True
+    )
+
+    __table_args__ = (
+        CheckConstraint(_one_of("state", sorted(JobState)), name="state"),
+        Index("job_waiting", "run_at", "id", postgresql_where=text(_WAITING)),
+        Index("job_running", "worker_id", postgresql_where=text(_RUNNING)),
+        Index("job_final", "state", "finished_at", postgresql_where=text(_FINAL)),
+        # Every job is updated twice and then left alone: vacuum by numbers of rows, not by a share of history.
+        {
+            "postgresql_with": {
+                "fillfactor": 85,
+                "autovacuum_vacuum_scale_factor": 0,
+                "autovacuum_vacuum_threshold": 5000,
+                "autovacuum_analyze_scale_factor": 0,
+                "autovacuum_analyze_threshold": 10000,
+                "autovacuum_vacuum_insert_scale_factor": 0,
+                "autovacuum_vacuum_insert_threshold": 50000,
+            }
+        },
+    )
+
+
+class Attempt(Base):
+    """One attempt that did not succeed: when, where and why."""
+
+    __tablename__ = "attempt"
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    token: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int]
+    worker_id: Mapped[UUID | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    ending: Mapped[str]
+    error: Mapped[str | None]
+    traceback: Mapped[str | None]
+
+
+class Worker(Base):
+    """One worker process that is alive, or was until somebody notices."""
+
+    __tablename__ = "worker"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    version: Mapped[str]
+    queues: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    concurrency: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    beat: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    beat_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    stopping_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        {
+            "postgresql_with": {
+                "fillfactor": 50,
+                "autovacuum_vacuum_scale_factor": 0,
+                "autovacuum_vacuum_threshold": 500,
+            }
+        },
+    )
+
+
+class Upkeep(Base):
+    """When a step of upkeep is next due, and how far it came: all workers share the steps, none leads."""
+
+    __tablename__ = "upkeep"
+
+    step: Mapped[str] = mapped_column(primary_key=True)
+    due_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    after_run_at: Mapped[datetime | None]
+    after_id: Mapped[UUID | None]
+
+    __table_args__ = (
+        {
+            "postgresql_with": {
+                "fillfactor": 50,
+                "autovacuum_vacuum_scale_factor": 0,
+                "autovacuum_vacuum_threshold": 500,
+            }
+        },
+    )
+
+
+class Installation(Base):
+    """One row: the id that marks this database's hints in a Redis that others may use too."""
+
+    __tablename__ = "installation"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)

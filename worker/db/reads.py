@@ -1,0 +1,240 @@
+"""What is asked of the tables without changing them, and the names that people see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    DateTime,
+    Float,
+    Integer,
+    Interval,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    case,
+    cast,
+    func,
+    select,
+    tuple_,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import selectinload
+
+from worker.core.blame import SUSPECT_FROM
+from worker.core.states import JobState
+from worker.db.models import Installation, Job, Worker, constant
+from worker.db.transitions import Held
+from worker.db.turns import Position
+
+
+async def installation_id(connection: AsyncConnection) -> UUID:
+    """The id that marks this database's hints."""
+    return (await connection.execute(select(Installation.id))).scalar_one()
+
+
+# ── for the claim ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a job stands that a claim could not take; `wait` is negative when it is overdue."""
+
+    state: JobState
+    wait: timedelta
+    suspect: bool
+
+
+_STANDINGS = select(
+    Job.id, Job.state, (Job.run_at - func.statement_timestamp()).cast(Interval), Job.crashes >= SUSPECT_FROM
+).where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
+
+
+async def standings(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Standing]:
+    """Where these jobs stand; an id without a row is left out."""
+    rows = await connection.execute(_STANDINGS, {"ids": list(ids)})
+    return {id_: Standing(JobState(state), wait, suspect) for id_, state, wait, suspect in rows}
+
+
+_SOMETHING_DUE = (
+    select(Job.id)
+    .where(
+        Job.state == constant(JobState.QUEUED),
+        Job.run_at <= func.statement_timestamp(),
+        Job.queue == any_(bindparam("queues", type_=ARRAY(Text))),
+    )
+    .order_by(Job.run_at)  # by the index: the few that wait may lie behind all of history
+    .limit(1)
+)
+
+
+async def something_is_due(connection: AsyncConnection, queues: Sequence[str]) -> bool:
+    """Whether a job of these queues could run now."""
+    return (await connection.execute(_SOMETHING_DUE, {"queues": list(queues)})).first() is not None
+
+
+# ── for the completion ──────────────────────────────────────────────────────────────────────────────────────────────
+
+_LAST_WORD = (
+    select(Job.state, Job.token).where(Job.id == bindparam("job_id", type_=Uuid)).with_for_update(key_share=True)
+)
+
+
+async def has_succeeded_with(connection: AsyncConnection, held: Held) -> bool:
+    """Whether the job succeeded under this token; waits for a transaction that may still say so."""
+    row = (await connection.execute(_LAST_WORD, {"job_id": held.job_id})).first()
+    return row is not None and row.state == JobState.SUCCEEDED and row.token == held.token
+
+
+_UNDER_TOKENS = select(Job.id, Job.token, Job.state).where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
+
+
+async def states_under(connection: AsyncConnection, held: Sequence[Held]) -> dict[Held, JobState]:
+    """The state of each of these that is still, or was last, under its token; waits for nobody."""
+    rows = await connection.execute(_UNDER_TOKENS, {"ids": [one.job_id for one in held]})
+    found = {Held(id_, token): JobState(state) for id_, token, state in rows if token is not None}
+    return {one: found[one] for one in held if one in found}
+
+
+# ── for the heartbeat and the rescue ────────────────────────────────────────────────────────────────────────────────
+
+_RUNNING_UNDER = select(Job.id, Job.token, Job.cancel_requested).where(
+    Job.worker_id == bindparam("worker_id", type_=Uuid), Job.state == constant(JobState.RUNNING)
+)
+
+
+async def running_under(connection: AsyncConnection, worker_id: UUID) -> dict[Held, bool]:
+    """The jobs that run under a worker's id, each with whether somebody asked to cancel it."""
+    rows = await connection.execute(_RUNNING_UNDER, {"worker_id": worker_id})
+    return {Held(id_, token): flagged for id_, token, flagged in rows if token is not None}
+
+
+async def beats(connection: AsyncConnection) -> dict[UUID, int | None]:
+    """The beat of every worker; None for an id that has running jobs and no row."""
+    known: dict[UUID, int | None] = {}
+    known.update((await connection.execute(select(Worker.id, Worker.beat))).all())
+    running = select(Job.worker_id).where(Job.state == constant(JobState.RUNNING)).distinct()
+    orphans = {id_: None for id_ in (await connection.execute(running)).scalars() if id_ is not None}
+    return {**orphans, **known}
+
+
+# ── for the reconcile ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that waits and is due soon; `due_in` is in seconds and negative when it is overdue."""
+
+    id: UUID
+    name: str
+    queue: str
+    due_in: float
+    enqueued_at: datetime
+    run_at: datetime
+
+
+_WAITING = (
+    select(
+        Job.id,
+        Job.name,
+        Job.queue,
+        cast(func.extract("epoch", Job.run_at - func.statement_timestamp()), Float),
+        Job.enqueued_at,
+        Job.run_at,
+    )
+    .where(
+        Job.state == constant(JobState.QUEUED),
+        Job.run_at <= func.statement_timestamp() + bindparam("horizon", type_=Interval),
+    )
+    .order_by(Job.run_at, Job.id)
+    .limit(bindparam("limit", type_=Integer))
+)
+_WAITING_AFTER = _WAITING.where(
+    tuple_(Job.run_at, Job.id)
+    > tuple_(bindparam("after_run_at", type_=DateTime(timezone=True)), bindparam("after_id", type_=Uuid))
+)
+
+
+_COMING_DUE = _WAITING.where(Job.run_at > func.statement_timestamp() - bindparam("horizon", type_=Interval))
+
+
+async def coming_due(connection: AsyncConnection, around: timedelta, *, limit: int) -> list[Waiting]:
+    """The waiting jobs that have come due no longer than `around` ago, or will no later, in that order."""
+    rows = await connection.execute(_COMING_DUE, {"horizon": around, "limit": limit})
+    return [Waiting(*row) for row in rows]
+
+
+async def waiting(
+    connection: AsyncConnection, *, after: Position | None, horizon: timedelta, limit: int
+) -> list[Waiting]:
+    """The next waiting jobs behind `after` that are due within `horizon`, in the order they are due."""
+    parameters: dict[str, Any] = {"horizon": horizon, "limit": limit}
+    if after is None:
+        rows = await connection.execute(_WAITING, parameters)
+    else:
+        position = {"after_run_at": after.run_at, "after_id": after.job_id}
+        rows = await connection.execute(_WAITING_AFTER, parameters | position)
+    return [Waiting(*row) for row in rows]
+
+
+# ── for people ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SHOWN_STATE: ColumnElement[Any] = case(
+    (and_(Job.state == JobState.QUEUED, Job.failures > 0, Job.run_at > func.now()), "retrying"),
+    (and_(Job.state == JobState.QUEUED, Job.run_at > func.now()), "scheduled"),
+    else_=Job.state,
+)
+"""The state as people name it: a queued job that is due later is scheduled, or retrying after a failure."""
+
+SHOWN_STATES = ("queued", "scheduled", "retrying", "running", "succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class JobLine:
+    """One job in a list."""
+
+    id: UUID
+    name: str
+    queue: str
+    state: str
+    attempt: int
+    run_at: datetime
+    finished_at: datetime | None
+    error: str | None
+
+
+async def jobs(
+    session: AsyncSession, *, state: str | None, name: str | None, queue: str | None, limit: int
+) -> list[JobLine]:
+    """The newest jobs first, those that match."""
+    query = select(
+        Job.id, Job.name, Job.queue, SHOWN_STATE, Job.attempt, Job.run_at, Job.finished_at, Job.error
+    ).order_by(Job.id.desc())
+    if state is not None:
+        query = query.where(SHOWN_STATE.in_([state]))
+    if name is not None:
+        query = query.where(Job.name == name)
+    if queue is not None:
+        query = query.where(Job.queue == queue)
+    return [JobLine(*row) for row in await session.execute(query.limit(limit))]
+
+
+async def counts(session: AsyncSession) -> dict[str, int]:
+    """How many jobs are in each state, as people name it."""
+    found = await session.execute(select(SHOWN_STATE, func.count()).group_by(SHOWN_STATE))
+    return dict(found.all())
+
+
+async def job(session: AsyncSession, job_id: UUID) -> tuple[Job, str] | None:
+    """A job with its attempts, and its state as people name it; None when there is none."""
+    query = select(Job, SHOWN_STATE).where(Job.id == job_id).options(selectinload(Job.attempts))
+    row = (await session.execute(query)).first()
+    return None if row is None else (row[0], row[1])

@@ -1,0 +1,226 @@
+"""The attempt's one transaction, and the session that joins it lazily.
+
+What a job calls commit becomes a savepoint of this transaction, what it calls rollback goes back to that savepoint.
+The real COMMIT is the worker's, together with the completing UPDATE. Everything here is sync code that runs inside
+SQLAlchemy's greenlet: inside the job's own statements, or under `AsyncSession.run_sync`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Transaction, event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
+
+from worker.core.errors import DatabaseUnreachable, TransactionEscaped
+from worker.db.failures import is_away
+
+_ATTEMPT = "exarq.attempt"
+
+# What a job can leave on a connection that outlives its transaction; RESET ALL leaves a role that was SET.
+_RESET = "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP"
+
+# Each alternative begins with another character and each comment has one reading: no input makes it search long.
+_COMMENTS: Final = r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)*"
+_TO_SAVEPOINT: Final = r"(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b)"
+_ENDS_TRANSACTION: Final = re.compile(
+    rf"{_COMMENTS}(?:COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK{_TO_SAVEPOINT})\b", re.IGNORECASE | re.DOTALL
+)
+
+_ESCAPED = (
+    "the job ended its transaction by a COMMIT or ROLLBACK of its own; call commit() and rollback() of its session"
+    " instead, which keep their meaning inside the attempt's transaction"
+)
+
+
+_OUTLIVED = (
+    "the attempt has ended and its session with it; a task that a job starts must end before the job does: await it,"
+    " or use asyncio.TaskGroup"
+)
+
+
+class AttemptTransaction:
+    """One transaction on one connection, both taken at the first statement and never before."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+        self._root: Transaction | None = None
+        self._escaped = False  # the job tried to end the transaction behind its session's back
+        self._closed = False
+        self._kept = False  # the job has called commit: from here on its rollback goes back to a savepoint
+        self.commit_sent = False  # from here on only the row knows whether it took place
+        self.backend_pid: int | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether a connection was taken, so that the completion belongs into its transaction."""
+        return self._connection is not None
+
+    def connection(self) -> Connection:
+        """The connection, inside the transaction; the session asks before each statement."""
+        connection = self._begun()
+        if self._kept and not connection.in_nested_transaction():
+            connection.begin_nested()
+        return connection
+
+    def keep(self) -> None:
+        """What the job wrote so far is what it calls committed: no later rollback of the job takes it back."""
+        if self._connection is None or not self._connection.in_transaction():
+            return
+        self._kept = True
+        while savepoint := self._connection.get_nested_transaction():
+            savepoint.commit()
+
+    def ready_to_complete(self) -> Connection:
+        """The connection, while its transaction is still the one we began.
+
+        Raises: `TransactionEscaped` when the job ended it behind the session's back. Asks asyncpg, not the server.
+        """
+        connection = self._begun()
+        began = _proxied(connection)._transaction is not None
+        if began and not _driver(connection).is_in_transaction():
+            raise TransactionEscaped(_ESCAPED)
+        return connection
+
+    def commit(self) -> None:
+        """The one COMMIT of the attempt."""
+        assert self._root is not None
+        self.commit_sent = True
+        self._root.commit()
+
+    def refuse_foreign_end(self) -> None:
+        """Keep a job from ending the transaction without the completion; from here on its attempt can only fail."""
+        if not self.commit_sent:
+            self._escaped = True
+            raise TransactionEscaped(_ESCAPED)
+
+    def close(self) -> None:
+        """Roll back what was not committed and give the connection back as clean as it came."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.rollback()
+            if not connection.invalidated:
+                connection.info.pop(_ATTEMPT, None)
+                _proxied(connection).run_async(lambda driver: driver.execute(_RESET))
+        except BaseException as error:  # a connection that was not cleaned is not used again
+            connection.invalidate()
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            connection.close()
+
+    def discard(self) -> None:
+        """Throw the connection away: nobody knows what state its server side is in."""
+        if self._connection is not None and not self._connection.invalidated:
+            self._connection.invalidate()
+
+    def _begun(self) -> Connection:
+        if self._escaped:
+            raise TransactionEscaped(_ESCAPED)
+        if self._closed:
+            raise TransactionEscaped(_OUTLIVED)
+        if self._connection is None:
+            self._connection = _connect(self._engine)
+        if not self._connection.in_transaction():
+            if self._kept:
+                raise TransactionEscaped(_ESCAPED)
+            self._root = self._connection.begin()
+            self._connection.info[_ATTEMPT] = self
+            self.backend_pid = _driver(self._connection).get_server_pid()
+        return self._connection
+
+
+class AttemptSession(Session):
+    """The session of an attempt; without one, an ordinary session on its own engine."""
+
+    @property
+    def attempt(self) -> AttemptTransaction | None:
+        """The transaction to join, handed in by `info` when the session is made."""
+        attempt = self.info.get(_ATTEMPT)
+        assert attempt is None or isinstance(attempt, AttemptTransaction)
+        return attempt
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
+        """The attempt's connection, taken now if this is the first statement."""
+        if self.attempt is None:
+            return super().get_bind(*args, **kwargs)
+        return self.attempt.connection()
+
+    def close(self) -> None:
+        """Close as any session does: what was not committed is rolled back."""
+        self._leave_uncommitted()
+        super().close()
+
+    def reset(self) -> None:
+        """Reset as any session does: what was not committed is rolled back."""
+        self._leave_uncommitted()
+        super().reset()
+
+    def _leave_uncommitted(self) -> None:
+        # A session that joined rolls nothing back by itself when it is closed.
+        if self.attempt is not None and self.in_transaction():
+            self.rollback()
+
+
+def make_sessions(engine: AsyncEngine, info: dict[str, Any]) -> async_sessionmaker[AsyncSession]:
+    """The one factory of a worker; `sessions(info=joining(attempt))` makes a session that joins an attempt.
+
+    Args:
+        engine: the jobs' engine.
+        info: what the `info` of every session holds besides.
+
+    """
+    event.listen(engine.sync_engine, "commit", _only_ours)
+    event.listen(engine.sync_engine, "before_cursor_execute", _only_inside)
+    return async_sessionmaker(
+        engine,
+        sync_session_class=AttemptSession,
+        expire_on_commit=False,
+        join_transaction_mode="rollback_only",
+        info=info,
+    )
+
+
+def joining(attempt: AttemptTransaction) -> dict[str, Any]:
+    """What `info` a session needs to join this attempt."""
+    return {_ATTEMPT: attempt}
+
+
+@event.listens_for(AttemptSession, "after_commit")
+def _keep(session: AttemptSession) -> None:
+    if session.attempt is not None and not session.in_nested_transaction():
+        session.attempt.keep()
+
+
+def _only_ours(connection: Connection) -> None:
+    attempt = connection.info.get(_ATTEMPT)
+    if attempt is not None:
+        attempt.refuse_foreign_end()
+
+
+def _only_inside(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+    if _ENDS_TRANSACTION.match(statement):
+        _only_ours(connection)
+
+
+def _connect(engine: Engine) -> Connection:
+    try:
+        return engine.connect()
+    except Exception as error:
+        if is_away(error):
+            raise DatabaseUnreachable(f"PostgreSQL does not answer: {type(error).__name__}: {error}") from error
+        raise
+
+
+def _proxied(connection: Connection) -> Any:
+    return connection.connection.dbapi_connection
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection

@@ -1,0 +1,73 @@
+"""Queued → running: by primary key, and by a scan."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    Integer,
+    Interval,
+    Select,
+    Text,
+    Update,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    cast,
+    func,
+    or_,
+    select,
+    update,
+)
+
+from worker.core.blame import SUSPECT_FROM
+from worker.core.states import JobState
+from worker.db.models import Job, constant
+
+
+def _claim_statement(due: Select[UUID, int]) -> Update:
+    locked = due.with_for_update(key_share=True, skip_locked=True).cte("due")
+    suspect = (locked.c.crashes >= SUSPECT_FROM).label("suspect")
+    rank = func.row_number().over(partition_by=suspect, order_by=locked.c.id).label("rank")
+    picked = select(locked.c.id, suspect, rank).cte("picked")
+    innocent_or_alone = or_(~picked.c.suspect, and_(picked.c.rank == 1, bindparam("may_take_suspect")))
+    return (
+        update(Job)
+        .where(Job.id == picked.c.id, innocent_or_alone)
+        .values(
+            state=JobState.RUNNING,
+            token=bindparam("new_token", type_=Uuid),
+            worker_id=bindparam("me", type_=Uuid),
+            attempt=Job.attempt + 1,
+            started_at=func.clock_timestamp(),
+        )
+        .returning(
+            Job.id,
+            Job.name,
+            Job.queue,
+            cast(Job.args, Text),
+            Job.attempt,
+            Job.failures,
+            Job.crashes,
+            Job.enqueued_at,
+            (func.clock_timestamp() - Job.first_due_at).cast(Interval),
+        )
+    )
+
+
+_due_now = (Job.state == constant(JobState.QUEUED), Job.run_at <= func.statement_timestamp())
+CLAIM_BY_ID = _claim_statement(
+    select(Job.id, Job.crashes).where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))), *_due_now).order_by(Job.id)
+)
+CLAIM_BY_SCAN = _claim_statement(
+    select(Job.id, Job.crashes)
+    .where(
+        Job.queue == any_(bindparam("queues", type_=ARRAY(Text))),
+        *_due_now,
+        or_(Job.crashes < SUSPECT_FROM, bindparam("may_take_suspect")),
+    )
+    .order_by(Job.run_at, Job.id)
+    .limit(bindparam("room", type_=Integer))
+)

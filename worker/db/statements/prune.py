@@ -1,0 +1,31 @@
+"""Final → gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Integer, Interval, Select, Text, bindparam, delete, func, select
+
+from worker.core.states import FINAL
+from worker.db.models import Attempt, Job, constant
+
+
+def _prune_statement() -> Select[Any]:
+    old = (
+        select(Job.id)
+        .where(
+            Job.state == bindparam("state", type_=Text),
+            Job.state.in_([constant(state) for state in sorted(FINAL)]),
+            Job.finished_at < func.statement_timestamp() - bindparam("keep", type_=Interval),
+        )
+        .order_by(Job.finished_at)
+        .limit(bindparam("batch", type_=Integer))
+        .with_for_update(skip_locked=True)
+        .cte("old")
+    )
+    jobs = delete(Job).where(Job.id.in_(select(old.c.id))).returning(Job.id).cte("jobs")
+    attempts = delete(Attempt).where(Attempt.job_id.in_(select(jobs.c.id))).cte("attempts")
+    return select(func.count()).select_from(jobs).add_cte(attempts)
+
+
+PRUNE = _prune_statement()

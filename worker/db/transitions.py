@@ -1,0 +1,263 @@
+"""Every move of a job, each one function named as its verb; nothing else writes a state.
+
+Each locks its rows before it updates them. A move by a worker is guarded by `state = running and token = mine`; where
+no row answers, somebody else holds the job and nothing was changed. A move of many rows passes by those that another
+transaction holds; one of a single row fails at once (`worker.db.failures.is_contention`) or waits, as it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.core.blame import SUSPECT_FROM
+from worker.core.outcome import ErrorText
+from worker.core.states import Ending, JobState
+from worker.db.statements.cancel import REQUEST_CANCEL
+from worker.db.statements.claim import CLAIM_BY_ID, CLAIM_BY_SCAN
+from worker.db.statements.leave import LEAVE_ONE, RELEASE_MANY, RESCUE
+from worker.db.statements.prune import PRUNE
+from worker.db.statements.succeed import SUCCEED, SUCCEED_MANY
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A running job and the token that allows to write it."""
+
+    job_id: UUID
+    token: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """What a claim returns of a job: all that its run needs."""
+
+    held: Held
+    name: str
+    queue: str
+    args: str
+    attempt: int
+    failures: int
+    crashes: int
+    enqueued_at: datetime
+    overdue: timedelta
+
+    @property
+    def suspect(self) -> bool:
+        """Whether workers died while this job ran there: at most one such job runs in a process."""
+        return self.crashes >= SUSPECT_FROM
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Where a job went that did not succeed, and how long until it is due again."""
+
+    job_id: UUID
+    name: str
+    queue: str
+    state: JobState
+    wait: timedelta
+    enqueued_at: datetime
+    ending: Ending
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequest:
+    """How a job stood when somebody asked to cancel it, and where it runs; the installation is its database's."""
+
+    stood: JobState
+    worker_id: UUID | None
+    installation: UUID
+
+
+# ── queued → running ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def claim(
+    connection: AsyncConnection, ids: Sequence[UUID], *, token: UUID, worker_id: UUID, may_take_suspect: bool
+) -> list[ClaimedJob]:
+    """Queued → running, by primary key: those of `ids` that are due and that nobody else is moving."""
+    parameters = {"ids": sorted(ids), "new_token": token, "me": worker_id, "may_take_suspect": may_take_suspect}
+    return _claimed(token, (await connection.execute(CLAIM_BY_ID, parameters)).all())
+
+
+async def claim_by_scan(
+    connection: AsyncConnection,
+    queues: Sequence[str],
+    *,
+    room: int,
+    token: UUID,
+    worker_id: UUID,
+    may_take_suspect: bool,
+) -> list[ClaimedJob]:
+    """Queued → running without Redis: the longest due of these queues, at most `room`."""
+    parameters = {
+        "queues": list(queues),
+        "room": room,
+        "new_token": token,
+        "me": worker_id,
+        "may_take_suspect": may_take_suspect,
+    }
+    return _claimed(token, (await connection.execute(CLAIM_BY_SCAN, parameters)).all())
+
+
+def _claimed(token: UUID, rows: Sequence[Any]) -> list[ClaimedJob]:
+    return [ClaimedJob(Held(row[0], token), *row[1:]) for row in rows]
+
+
+# ── running → succeeded ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def succeed(connection: Connection, held: Held, result: str) -> bool:
+    """Running → succeeded inside the attempt's own transaction; False when this attempt no longer holds the job.
+
+    Waits for another transaction that holds the row.
+    """
+    parameters = {"job_id": held.job_id, "mine": held.token, "json": result}
+    return connection.execute(SUCCEED, parameters).first() is not None
+
+
+async def succeed_many(connection: AsyncConnection, results: Mapping[Held, str]) -> set[Held]:
+    """Running → succeeded for jobs that wrote nothing, in one statement; returns those whose success it stored."""
+    parameters = {
+        "job_id": [held.job_id for held in results],
+        "mine": [held.token for held in results],
+        "json": list(results.values()),
+    }
+    return {Held(*row) for row in await connection.execute(SUCCEED_MANY, parameters)}
+
+
+# ── running → queued, failed, cancelled ─────────────────────────────────────────────────────────────────────────────
+
+
+async def _leave_one(
+    connection: AsyncConnection,
+    held: Held,
+    state: JobState,
+    ending: Ending,
+    *,
+    wait: timedelta = timedelta(0),
+    failures: int = 0,
+    error: str | None = None,
+    traceback: str | None = None,
+) -> Moved | None:
+    # Fails at once where another transaction holds the row.
+    parameters = {
+        "job_id": held.job_id,
+        "mine": held.token,
+        "state": state,
+        "ending": ending,
+        "wait": wait,
+        "failures": failures,
+        "error": error,
+        "traceback": traceback,
+    }
+    return next(iter(_moved((await connection.execute(LEAVE_ONE, parameters)).all())), None)
+
+
+def _moved(rows: Sequence[Any]) -> list[Moved]:
+    return [
+        Moved(id_, name, queue, JobState(state), wait, enqueued_at, Ending(ending))
+        for id_, name, queue, state, wait, enqueued_at, ending in rows
+    ]
+
+
+async def retry(
+    connection: AsyncConnection, held: Held, error: ErrorText, *, wait: timedelta, counts: bool
+) -> Moved | None:
+    """Running → queued after a failed attempt, due again after `wait`; None when the job is no longer held."""
+    return await _leave_one(
+        connection,
+        held,
+        JobState.QUEUED,
+        Ending.RETRIED,
+        wait=wait,
+        failures=int(counts),
+        error=f"{error.type}: {error.message}",
+        traceback=error.traceback,
+    )
+
+
+async def fail(connection: AsyncConnection, held: Held, error: ErrorText) -> Moved | None:
+    """Running → failed: there will be no more attempts; None when the job is no longer held."""
+    return await _leave_one(
+        connection,
+        held,
+        JobState.FAILED,
+        Ending.FAILED,
+        failures=1,
+        error=f"{error.type}: {error.message}",
+        traceback=error.traceback,
+    )
+
+
+async def cancel(connection: AsyncConnection, held: Held, reason: str) -> Moved | None:
+    """Running → cancelled, because the job said so or somebody asked; None when the job is no longer held."""
+    return await _leave_one(connection, held, JobState.CANCELLED, Ending.CANCELLED, error=reason)
+
+
+async def snooze(connection: AsyncConnection, held: Held, wait: timedelta) -> Moved | None:
+    """Running → queued because the job asked for more time; counts as no failure."""
+    return await _leave_one(connection, held, JobState.QUEUED, Ending.SNOOZED, wait=wait)
+
+
+async def release(connection: AsyncConnection, held: Held, reason: str, *, wait: timedelta) -> Moved | None:
+    """Running → queued through no fault of the job; counts as no failure."""
+    return await _leave_one(connection, held, JobState.QUEUED, Ending.RELEASED, wait=wait, error=reason)
+
+
+async def release_many(connection: AsyncConnection, held: Sequence[Held], reason: str) -> list[Moved]:
+    """Running → queued for all of these that still hold their token; counts as no failure."""
+    parameters = {
+        "job_id": [one.job_id for one in held],
+        "mine": [one.token for one in held],
+        "reason": reason,
+    }
+    return _moved((await connection.execute(RELEASE_MANY, parameters)).all())
+
+
+# ── running → queued, failed, cancelled: the worker stopped beating ─────────────────────────────────────────────────
+
+
+async def rescue(
+    connection: AsyncConnection, worker_id: UUID, *, had_announced_its_stop: bool, max_crashes: int, reason: str
+) -> list[Moved]:
+    """Running → queued, or failed at `max_crashes`, for the jobs of a worker that stopped beating.
+
+    A crash is blamed on all jobs that ran there; one after an announced stop on none. The caller
+    holds the worker's advisory lock and has seen its beat again in this transaction.
+    """
+    parameters = {
+        "dead": worker_id,
+        "had_announced_its_stop": had_announced_its_stop,
+        "max_crashes": max_crashes,
+        "reason": reason,
+    }
+    return _moved((await connection.execute(RESCUE, parameters)).all())
+
+
+# ── queued → cancelled, running: cancel requested ───────────────────────────────────────────────────────────────────
+
+
+def request_cancel(connection: Connection, job_id: UUID, reason: str) -> CancelRequest | None:
+    """Queued → cancelled; what runs is flagged, what is final stays as it is; None when there is no such job.
+
+    Waits for a transaction that moves the job just now, and keeps the row locked until its own ends.
+    """
+    row = connection.execute(REQUEST_CANCEL, {"job_id": job_id, "reason": reason}).first()
+    return None if row is None else CancelRequest(JobState(row[0]), *row[1:])
+
+
+# ── final → gone ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def prune(connection: AsyncConnection, state: JobState, *, keep: timedelta, batch: int) -> int:
+    """Final → gone: delete up to `batch` jobs that ended in `state` longer than `keep` ago, with their attempts."""
+    found = await connection.execute(PRUNE, {"state": state, "keep": keep, "batch": batch})
+    return int(found.scalar_one())

@@ -1,0 +1,81 @@
+"""The rows of the worker processes: they say who is alive, and nothing of jobs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from importlib.metadata import version
+from uuid import UUID
+
+from sqlalchemy import Uuid, bindparam, delete, func, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.core.states import JobState
+from worker.db.models import Job, Worker, constant
+
+
+async def register(connection: AsyncConnection, worker_id: UUID, *, queues: Sequence[str], concurrency: int) -> None:
+    """From now on this process is alive under this id."""
+    await connection.execute(
+        insert(Worker).values(
+            id=worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=version("exarq"),
+            queues=list(queues),
+            concurrency=concurrency,
+        )
+    )
+
+
+_BEAT = (
+    update(Worker)
+    .where(Worker.id == bindparam("worker_id", type_=Uuid))
+    .values(beat=Worker.beat + 1, beat_at=func.clock_timestamp())
+)
+
+
+async def beat(connection: AsyncConnection, worker_id: UUID) -> bool:
+    """Still alive; False when somebody has given this worker up."""
+    return (await connection.execute(_BEAT, {"worker_id": worker_id})).rowcount == 1
+
+
+async def announce_stop(connection: AsyncConnection, worker_id: UUID) -> None:
+    """What runs here from now on is cut short by a stop, not by a crash."""
+    await connection.execute(update(Worker).where(Worker.id == worker_id).values(stopping_at=func.clock_timestamp()))
+
+
+async def unregister(connection: AsyncConnection, worker_id: UUID) -> None:
+    """Delete the worker's row, unless jobs still run under its id: then the rescue needs it."""
+    running = select(Job.id).where(Job.worker_id == worker_id, Job.state == constant(JobState.RUNNING))
+    await connection.execute(delete(Worker).where(Worker.id == worker_id, ~running.exists()))
+
+
+_LOCK = text("SELECT pg_try_advisory_xact_lock(:space, hashtext(:worker))")
+_RESCUE_SPACE = 0x657861  # "exa"
+
+
+async def lock_for_rescue(connection: AsyncConnection, worker_id: UUID) -> bool:
+    """One rescuer at a time for this worker, until the transaction ends."""
+    return bool((await connection.execute(_LOCK, {"space": _RESCUE_SPACE, "worker": str(worker_id)})).scalar())
+
+
+async def still_silent(connection: AsyncConnection, worker_id: UUID, seen: int | None) -> tuple[bool, bool]:
+    """Whether the beat is the one that was seen (None: no row), holding it there; and whether a stop was announced."""
+    query = select(Worker.beat, Worker.stopping_at).where(Worker.id == worker_id).with_for_update()
+    row = (await connection.execute(query)).first()
+    if row is None:
+        return seen is None, False
+    return row.beat == seen, row.stopping_at is not None
+
+
+_END_BACKENDS = text(
+    "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity"
+    " WHERE application_name = :name AND usename = current_user AND pid <> pg_backend_pid()"
+)
+
+
+async def end_backends(connection: AsyncConnection, application_name: str) -> None:
+    """End what a worker left connected, and wait for it: a zombie's transaction holds the locks of its jobs."""
+    await connection.execute(_END_BACKENDS, {"name": application_name})

@@ -1,0 +1,124 @@
+"""Hints leave after the outermost commit: not at a savepoint's release, not while an outer transaction goes on.
+
+An attempt's session has an outbox instead: the worker publishes it after its own COMMIT.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Final, TypeAlias
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction
+
+from worker.broker.hints import Hint
+from worker.flow.publish import PUBLISHER, Publishable, Publisher, default_publisher
+
+OUTBOX: Final = "exarq.outbox"
+"""The key of a session's `info` under which an attempt collects its hints for the worker's own COMMIT."""
+
+_PENDING: Final = "exarq.pending"
+
+# Due later than this: reconcile brings the hint to Redis when the time has come.
+HORIZON: Final = timedelta(seconds=30)
+
+
+class Outbox:
+    """The hints of what an attempt's session calls committed, until the worker's own COMMIT."""
+
+    def __init__(self) -> None:
+        self._hints: list[tuple[Publishable, float]] = []
+
+    def publish(self, hints: Iterable[Publishable]) -> None:
+        """Keep these."""
+        now = time.monotonic()
+        self._hints += [(hint, now) for hint in hints]
+
+    @property
+    def hints(self) -> list[Publishable]:
+        """What was kept, due as of now."""
+        return [_as_of_now(hint, kept) for hint, kept in self._hints]
+
+
+Destination: TypeAlias = Publisher | Outbox
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What a session enqueued in its transaction, each hint with the (savepoint's) transaction it was written in."""
+
+    destination: Destination
+    connection: Connection | None = None
+    hints: list[tuple[Publishable, float, SessionTransaction | None]] = field(default_factory=list)
+
+    def add(self, hints: Sequence[Publishable], written_in: SessionTransaction | None) -> None:
+        now = time.monotonic()
+        self.hints += [(hint, now, written_in) for hint in hints]
+
+    def forget(self, rolled_back: SessionTransaction) -> None:
+        self.hints = [entry for entry in self.hints if not _within(entry[2], rolled_back)]
+
+    def take(self) -> list[Publishable]:
+        taken, self.hints = self.hints, []
+        return [_as_of_now(hint, written) for hint, written, _ in taken]
+
+
+def _as_of_now(hint: Publishable, written: float) -> Publishable:
+    return replace(hint, due_in=hint.due_in - (time.monotonic() - written)) if isinstance(hint, Hint) else hint
+
+
+def destination_of(session: Session) -> Destination:
+    """Where this session's hints go: an attempt's outbox, the publisher bound to it, else the event loop's own."""
+    outbox = session.info.get(OUTBOX)
+    if outbox is not None:
+        assert isinstance(outbox, Outbox)
+        return outbox
+    bound = session.info.get(PUBLISHER)
+    return bound if isinstance(bound, Publisher) else default_publisher()
+
+
+def publish_after_commit(
+    session: Session, connection: Connection, destination: Destination, hints: Sequence[Publishable]
+) -> None:
+    """Publish these once the outermost transaction on `connection` has committed; forget them where it rolls back."""
+    hints = [hint for hint in hints if not isinstance(hint, Hint) or hint.due_in <= HORIZON.total_seconds()]
+    pending = session.info.get(_PENDING)
+    if pending is None:
+        pending = session.info[_PENDING] = _Pending(destination)
+        event.listen(session, "after_commit", _committed)
+        event.listen(session, "after_soft_rollback", _rolled_back)
+        event.listen(session, "after_transaction_end", _ended)
+    pending.destination = destination
+    pending.connection = connection
+    pending.add(hints, session.get_nested_transaction() or session.get_transaction())
+
+
+def _committed(session: Session) -> None:
+    if session.in_nested_transaction():
+        return  # a savepoint's release
+    pending: _Pending = session.info[_PENDING]
+    hints = pending.take()
+    joined = pending.connection is not None and pending.connection.in_transaction()
+    # Joined: an outer transaction goes on and may still roll back; reconcile publishes what it commits.
+    if not joined or isinstance(pending.destination, Outbox):
+        pending.destination.publish(hints)
+
+
+def _rolled_back(session: Session, previous: SessionTransaction) -> None:
+    session.info[_PENDING].forget(previous)
+
+
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info[_PENDING].take()
+
+
+def _within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
+    while inner is not None:
+        if inner is outer:
+            return True
+        inner = inner.parent
+    return False

@@ -1,0 +1,112 @@
+"""One attempt's database side: a session of its own, made when first asked for, in one transaction of the worker's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final, TypeVar
+
+from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from worker.core.errors import LeaseLost, TransactionAborted
+from worker.db import transitions
+from worker.db.failures import is_aborted
+from worker.db.session import AttemptTransaction, joining
+from worker.db.transitions import Held
+from worker.flow.after_commit import OUTBOX, Outbox
+from worker.flow.publish import Publishable
+from worker.flow.work import Work
+from worker.observe.events import CommitSending, emit
+
+T = TypeVar("T")
+
+_CLOSE_LIMIT: Final = timedelta(seconds=10)
+
+_ABORTED = (
+    "a statement failed and the job went on without rolling back, so nothing it wrote can be kept; call"
+    " session.rollback() after the error, or run the statement inside `async with session.begin_nested()`"
+)
+
+
+class Attempt:
+    """The session and the transaction of one run; neither exists for a job that does not ask for them."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._session: AsyncSession | None = None
+        self.transaction = AttemptTransaction(work.jobs_engine.sync_engine)
+        self._outbox = Outbox()
+
+    def session(self) -> AsyncSession:
+        """The attempt's session, made at the first call."""
+        if self._session is None:
+            self._session = self._work.sessions(info={**joining(self.transaction), OUTBOX: self._outbox})
+        return self._session
+
+    @property
+    def hints(self) -> list[Publishable]:
+        """The hints of what the job enqueued, to be published once its success is committed."""
+        return self._outbox.hints
+
+    async def commit_success(self, held: Held, result: str) -> bool:
+        """Commit the success and the result together with all the job wrote; False when it took no connection.
+
+        Raises:
+            LeaseLost: somebody else holds the job.
+            TransactionAborted: a statement failed and nobody rolled back.
+            TransactionEscaped: the job ended the transaction behind its session's back.
+
+        """
+        if self._session is None:
+            return False
+        return await self._session.run_sync(self._commit_success, held, result)
+
+    def _commit_success(self, session: Session, held: Held, result: str) -> bool:
+        try:
+            session.commit()  # flushes what the job left pending
+            if not self.transaction.taken:
+                return False
+            connection = self.transaction.ready_to_complete()
+            still_held = transitions.succeed(connection, held, result)
+        except PendingRollbackError as error:
+            raise TransactionAborted(_ABORTED) from error
+        except Exception as error:
+            if is_aborted(error):
+                raise TransactionAborted(_ABORTED) from error
+            raise
+        if not still_held:
+            raise LeaseLost(f"job {held.job_id} is held by somebody else")
+        emit(CommitSending(job=held.job_id))
+        self.transaction.commit()
+        return True
+
+    async def close(self) -> None:
+        """Roll back what was not committed and give the connection back, or throw it away where that fails."""
+        if self._session is None:
+            self.transaction.close()  # a task that outlives its job must not open it now
+            return
+        # A connection that cannot be rolled back says nothing about the job, whose error or success stands.
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_CLOSE_LIMIT.total_seconds()):
+                await self._session.run_sync(self._close)
+
+    def _close(self, session: Session) -> None:
+        try:
+            session.close()
+        except BaseException:
+            self.transaction.discard()
+            raise
+        finally:
+            self.transaction.close()
+
+    async def discard(self) -> None:
+        """Throw the connection away."""
+        await self.in_greenlet(self.transaction.discard)
+
+    async def in_greenlet(self, call: Callable[[], T]) -> T:
+        """Call sync code that may use the attempt's connection."""
+        return await self.session().run_sync(lambda _: call())

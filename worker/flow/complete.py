@@ -1,0 +1,208 @@
+"""Complete: store how an attempt ended; a success commits together with what the job wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Final, assert_never
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.core.errors import DatabaseUnreachable
+from worker.core.outcome import (
+    Cancelled,
+    ErrorText,
+    Failed,
+    Outcome,
+    Released,
+    RetryAfter,
+    Snoozed,
+    Succeeded,
+    outcome_of,
+)
+from worker.core.retry import RetryPolicy
+from worker.core.states import JobState
+from worker.db import reads, transitions
+from worker.db.failures import is_away, sqlstate_of
+from worker.db.send import until_answered
+from worker.db.transitions import Held, Moved
+from worker.flow.after_commit import HORIZON
+from worker.flow.attempt import Attempt
+from worker.flow.holdings import Run
+from worker.flow.work import Work
+from worker.observe.events import AttemptEnded, CommitInDoubt, StaleWriteRefused, StepFailed, emit
+
+# The job's timeout ended with its function; this is how long its flush, its completion and its COMMIT may take.
+_COMPLETION_LIMIT: Final = timedelta(seconds=30)
+_NOT_STORED: Final = (
+    f"PostgreSQL did not store the success within {_COMPLETION_LIMIT.total_seconds():g} s; is the job's row held by an"
+    " open transaction, as of somebody who cancels it? See pg_locks"
+)
+
+
+async def succeed(work: Work, run: Run, attempt: Attempt, result: str) -> None:
+    """Running → succeeded: in the attempt's transaction, or with the next flush when it took no connection.
+
+    Raises: `LeaseLost` when somebody else holds the job, and whatever keeps the transaction from committing; then
+    nothing was written.
+    """
+    held = run.claimed.held
+    limit = asyncio.timeout(_COMPLETION_LIMIT.total_seconds())
+    try:
+        async with limit:
+            committed = await attempt.commit_success(held, result)
+    except BaseException as error:
+        in_doubt = attempt.transaction.commit_sent and not _was_refused(error)
+        if not in_doubt or not await _has_committed(work, attempt, held):
+            if limit.expired():
+                raise DatabaseUnreachable(_NOT_STORED) from error
+            raise
+        committed = True
+    if committed:
+        succeeded(work, run)
+        work.publisher.publish(attempt.hints)
+    else:
+        work.flusher.add(run, result)
+
+
+def succeeded(work: Work, run: Run) -> None:
+    """The success is committed."""
+    work.holdings.let_go(run.claimed.held)
+    work.counts.succeeded += 1
+    _tell(run, "succeeded", None)
+
+
+def _was_refused(error: BaseException) -> bool:
+    """Whether this is the server's own answer to COMMIT, as after a deferred constraint: then nothing was written."""
+    return sqlstate_of(error) is not None and not is_away(error)
+
+
+async def _has_committed(work: Work, attempt: Attempt, held: Held) -> bool:
+    """Whether a COMMIT whose answer was lost took place: ask the row, once its old transaction has surely ended."""
+    pid = attempt.transaction.backend_pid
+    await attempt.discard()
+
+    async def ask(connection: AsyncConnection) -> bool:
+        await connection.execute(_END_BACKEND, {"pid": pid, "name": work.identity.application_name})
+        return await reads.has_succeeded_with(connection, held)
+
+    committed = await until_answered(work.processor, ask)
+    emit(CommitInDoubt(job=held.job_id, committed=committed))
+    return committed
+
+
+_END_BACKEND = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid AND application_name = :name"
+)
+
+
+async def end(work: Work, run: Run, outcome: Outcome) -> None:
+    """Running → queued, failed or cancelled, as the outcome says; its own writes were rolled back before."""
+    held = run.claimed.held
+    try:
+        moved = await until_answered(work.processor, partial(_move, held=held, outcome=outcome))
+    except Exception as refusal:
+        if isinstance(outcome, Failed):
+            raise
+        # PostgreSQL refuses what this outcome says, and a job that cannot end would run for ever.
+        outcome = Failed(ErrorText.of(refusal))
+        moved = await until_answered(work.processor, partial(_move, held=held, outcome=outcome))
+    if moved is None:
+        lease_lost(work, run)
+        return
+    work.holdings.let_go(held)
+    error = _count(work, outcome)
+    _tell(run, moved.ending, error)
+    publish_waiting(work, [moved])
+
+
+async def _move(connection: AsyncConnection, *, held: Held, outcome: Outcome) -> Moved | None:
+    match outcome:
+        case RetryAfter(delay, error, counts):
+            return await transitions.retry(connection, held, error, wait=delay, counts=counts)
+        case Snoozed(delay):
+            return await transitions.snooze(connection, held, delay)
+        case Cancelled(reason):
+            return await transitions.cancel(connection, held, reason)
+        case Failed(error):
+            return await transitions.fail(connection, held, error)
+        case Released(delay, reason):
+            return await transitions.release(connection, held, reason, wait=delay)
+        case Succeeded():
+            raise AssertionError("a success is completed in its own transaction, by succeed()")
+        case _:
+            assert_never(outcome)
+
+
+def lease_lost(work: Work, run: Run) -> None:
+    """Somebody else holds the job; this attempt left no trace."""
+    work.holdings.let_go(run.claimed.held)
+    emit(StaleWriteRefused(job=run.claimed.held.job_id, name=run.claimed.name))
+
+
+async def reject(work: Work, run: Run, error: Exception) -> None:
+    """Running → as after any failure, for a result that the server refuses to store."""
+    try:
+        await end(work, run, outcome_of_error(work, run, error))
+    except Exception as unexpected:  # give the row to the next beat
+        work.holdings.let_go(run.claimed.held)
+        emit(StepFailed(step=f"reject {run.claimed.name}", error=repr(unexpected)))
+
+
+def outcome_of_error(work: Work, run: Run, error: BaseException) -> Outcome:
+    """What follows from an error, by the definition's policy and what the job has behind it."""
+    claimed, jobs = run.claimed, work.settings.jobs
+    definition = work.registry.get(claimed.name)
+    policy = RetryPolicy(
+        max_attempts=definition.max_attempts or jobs.max_attempts,
+        first_wait=jobs.first_wait,
+        longest_wait=jobs.longest_wait,
+    )
+    # Attempts that ended neither in a failure nor in a crash: retries after contention, snoozes, releases.
+    uncounted = claimed.attempt - 1 - claimed.failures - claimed.crashes
+    return outcome_of(error, policy, claimed.failures, random.random, transient=uncounted)
+
+
+def publish_waiting(work: Work, moved: Sequence[Moved]) -> None:
+    """Publish those that wait again and are due soon; reconcile brings the others when their time comes."""
+    work.publisher.publish(
+        work.hint(job.job_id, job.name, job.queue, job.wait.total_seconds(), job.enqueued_at)
+        for job in moved
+        if job.state is JobState.QUEUED and job.wait <= HORIZON
+    )
+
+
+def _count(work: Work, outcome: Outcome) -> str | None:
+    match outcome:
+        case RetryAfter(_, error, _):
+            work.counts.retried += 1
+            return f"{error.type}: {error.message}"
+        case Failed(error):
+            work.counts.failed += 1
+            return f"{error.type}: {error.message}"
+        case Released(_, reason):
+            work.counts.released += 1
+            return reason
+        case Cancelled(reason):
+            return reason
+        case _:
+            return None
+
+
+def _tell(run: Run, outcome: str, error: str | None) -> None:
+    claimed = run.claimed
+    emit(
+        AttemptEnded(
+            job=claimed.held.job_id,
+            name=claimed.name,
+            attempt=claimed.attempt,
+            outcome=outcome,
+            seconds=time.monotonic() - run.started,
+            error=error,
+        )
+    )

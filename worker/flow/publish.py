@@ -1,0 +1,143 @@
+"""Publish: put a hint into Redis and wake one waiting worker, after the commit and without keeping anyone waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final, TypeAlias
+from weakref import WeakKeyDictionary
+
+from arq.connections import ArqRedis
+from redis.exceptions import ResponseError
+
+from worker.addresses import redis_url
+from worker.broker import cancels, scripts
+from worker.broker.cancels import CancelAsked
+from worker.broker.connection import UNREACHABLE, connect
+from worker.broker.hints import Hint
+from worker.observe.events import CancelNotTold, PublishFailed, emit
+from worker.settings import Settings, load_settings
+
+PUBLISHER: Final = "exarq.publisher"
+"""The key of a session's `info` under which it finds its publisher."""
+
+Publishable: TypeAlias = Hint | CancelAsked
+"""What leaves for Redis after a commit; PostgreSQL has said the same before."""
+
+_BUFFER_LIMIT: Final = 100_000
+_BATCH: Final = 1_000
+_SILENCE: Final = timedelta(seconds=5)
+
+
+class Publisher:
+    """Sends hints in the background: losing one costs a delay until reconcile finds the job, never the job.
+
+    So do the messages that somebody asked to cancel a job: a worker finds with its next beat what it was not told.
+
+    Bind it once: `async_sessionmaker(engine, info=Publisher.from_settings().info)`, and close it at the end.
+
+    Args:
+        redis: the client to send with.
+        lease: the worker's lease.
+        closes_redis: whether closing the publisher closes the client.
+
+    """
+
+    def __init__(self, redis: ArqRedis, *, lease: timedelta, closes_redis: bool = False) -> None:
+        self._redis = redis
+        self._lease = lease
+        self._closes_redis = closes_redis
+        self._buffer: list[Publishable] = []
+        self._sending: asyncio.Task[None] | None = None
+        self._silent_until = 0.0
+
+    @classmethod
+    def from_settings(cls, settings: Settings | None = None) -> Publisher:
+        """A publisher with a Redis client of its own, which connects at its first hint.
+
+        Args:
+            settings: where Redis is; without them, `load_settings()`.
+
+        Raises:
+            SettingsError: no Redis address is set.
+
+        """
+        settings = settings or load_settings()
+        redis = connect(redis_url(settings), timeout=settings.redis.timeout)
+        return cls(redis, lease=settings.worker.lease, closes_redis=True)
+
+    @property
+    def info(self) -> dict[str, Publisher]:
+        """What the `info` of a session needs for its hints to go out here."""
+        return {PUBLISHER: self}
+
+    def publish(self, hints: Iterable[Publishable]) -> None:
+        """Send these soon: all of one tick of the loop go together. Never raises, never waits."""
+        if time.monotonic() < self._silent_until or len(self._buffer) >= _BUFFER_LIMIT:
+            return
+        self._buffer.extend(hints)
+        if self._buffer and (self._sending is None or self._sending.done()):
+            self._sending = asyncio.get_running_loop().create_task(self._send(), name="exarq publish")
+
+    async def flush(self) -> None:
+        """Return when every hint so far was sent or given up."""
+        while self._sending is not None and not self._sending.done():
+            await asyncio.wait([self._sending])
+
+    async def close(self) -> None:
+        """Flush, then close the connection if it is the publisher's own."""
+        await self.flush()
+        if self._closes_redis:
+            await self._redis.aclose()
+
+    async def _send(self) -> None:
+        while self._buffer:
+            batch, self._buffer = self._buffer[:_BATCH], self._buffer[_BATCH:]
+            hints = [one for one in batch if isinstance(one, Hint)]
+            asked = [one for one in batch if isinstance(one, CancelAsked)]
+            try:
+                await scripts.publish(self._redis, hints, lease=self._lease)
+                hints = []
+                await self._tell(asked)
+            except UNREACHABLE as error:
+                self._give_up([*hints, *asked, *self._buffer], f"{type(error).__name__}: {error}")
+
+    async def _tell(self, asked: list[CancelAsked]) -> None:
+        try:
+            await cancels.tell(self._redis, asked)
+        except ResponseError as error:  # this user may not have the channel; hints are another matter
+            emit(CancelNotTold(requests=len(asked), error=f"{type(error).__name__}: {error}"))
+
+    def _give_up(self, unsent: list[Publishable], error: str) -> None:
+        self._buffer.clear()
+        self._silent_until = time.monotonic() + _SILENCE.total_seconds()
+        if hints := sum(isinstance(one, Hint) for one in unsent):
+            emit(PublishFailed(hints=hints, error=error))
+        if requests := len(unsent) - hints:
+            emit(CancelNotTold(requests=requests, error=error))
+
+
+_of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Publisher] = WeakKeyDictionary()
+
+
+def default_publisher() -> Publisher:
+    """The publisher of this event loop, made from the settings when it is first needed.
+
+    Raises: `SettingsError` when no Redis address is set.
+    """
+    loop = asyncio.get_running_loop()
+    publisher = _of_loop.get(loop)
+    if publisher is None:
+        for closed in [known for known in _of_loop if known.is_closed()]:
+            del _of_loop[closed]  # its publisher refers to it, so it would stay for ever
+        publisher = _of_loop[loop] = Publisher.from_settings()
+    return publisher
+
+
+async def flush_hints() -> None:
+    """Send what this event loop's own publisher still holds, and close it: for the end of a short program."""
+    publisher = _of_loop.pop(asyncio.get_running_loop(), None)
+    if publisher is not None:
+        await publisher.close()

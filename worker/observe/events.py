@@ -1,0 +1,336 @@
+"""What happened, as typed records. The flow emits them; logs, metrics and traces listen."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The base of every event; `level` is how loud a log says it."""
+
+    level: ClassVar[int] = logging.INFO
+    text: ClassVar[str] = ""
+
+
+Listener = Callable[[Event], None]
+_listeners: list[Listener] = []
+_logger = logging.getLogger("exarq")
+
+
+def listen(listener: Listener) -> Callable[[], None]:
+    """Have every event from now on given to `listener`, in the thread it happens in; returns the function that ends it.
+
+    Whatever a listener raises is reported and changes nothing, `sys.exit()` included.
+    """
+    _listeners.append(listener)
+    return lambda: _listeners.remove(listener)
+
+
+def is_listening(listener: Listener) -> bool:
+    """Whether this listener is given the events."""
+    return listener in _listeners
+
+
+def emit(event: Event) -> None:
+    """Tell the listeners; one that raises is reported and stops neither the worker nor the other listeners."""
+    for listener in tuple(_listeners):
+        try:
+            listener(event)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # a person has pressed Ctrl-C, wherever the program was
+            # Also sys.exit() and a cancellation that the listener passes on: it only listens.
+            with suppress(Exception):  # where even the report cannot be written
+                _logger.error("an event listener failed on %s", type(event).__name__, exc_info=error)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted(Event):
+    """The worker beats and claims."""
+
+    text = "worker started"
+    worker: UUID
+    queues: tuple[str, ...]
+    concurrency: int
+    jobs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStopping(Event):
+    """No more claims; what runs may end within the grace."""
+
+    text = "stopping: no more claims, running jobs may end; a second signal gives them back at once"
+    worker: UUID
+    reason: str
+    running: int
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStopped(Event):
+    """The worker's row is gone."""
+
+    text = "worker stopped"
+    worker: UUID
+    succeeded: int
+    failed: int
+    released: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded(Event):
+    """An attempt ended, and how is committed."""
+
+    text = "attempt ended"
+    job: UUID
+    name: str
+    attempt: int
+    outcome: str
+    seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HintsTaken(Event):
+    """Redis has handed out hints; their jobs are not claimed yet."""
+
+    level = logging.DEBUG
+    text = "hints taken"
+    queue: str
+    hints: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobsClaimed(Event):
+    """These jobs run under this worker's id from now on; their functions have not been called yet."""
+
+    level = logging.DEBUG
+    text = "jobs claimed"
+    jobs: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSending(Event):
+    """All that an attempt wrote and its success are about to be committed."""
+
+    level = logging.DEBUG
+    text = "committing"
+    job: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class FlushSending(Event):
+    """The successes of jobs that wrote nothing are about to be stored."""
+
+    level = logging.DEBUG
+    text = "storing successes"
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class HintsDropping(Event):
+    """Hints of jobs that wait no longer are about to leave Redis."""
+
+    level = logging.DEBUG
+    text = "dropping hints"
+    queue: str
+    hints: int
+
+
+@dataclass(frozen=True, slots=True)
+class StaleWriteRefused(Event):
+    """An attempt had lost its job; everything it wrote was rolled back."""
+
+    level = logging.WARNING
+    text = "lease lost: what this attempt wrote was rolled back"
+    job: UUID
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunCancelled(Event):
+    """The worker cancelled a run of its own."""
+
+    level = logging.WARNING
+    text = "run cancelled"
+    job: UUID
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitInDoubt(Event):
+    """The answer to a COMMIT was lost; the row was asked instead."""
+
+    level = logging.WARNING
+    text = "the answer to COMMIT was lost; asked the row"
+    job: UUID
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimForgotten(Event):
+    """Rows ran under this worker's id that it did not know; they were given back."""
+
+    level = logging.WARNING
+    text = "gave back jobs whose claim was never answered"
+    jobs: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HintLeftAlone(Event):
+    """A hint that is not this installation's."""
+
+    level = logging.WARNING
+    text = "left a hint alone that is not ours"
+    hint: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeyTaken(Event):
+    """The key of a queue holds something of somebody else's; its jobs are found by a scan only while Redis is away."""
+
+    level = logging.ERROR
+    text = "a queue's key in Redis holds something else; give the queue another name"
+    queue: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAway(Event):
+    """Redis does not answer; jobs are claimed from PostgreSQL."""
+
+    level = logging.WARNING
+    text = "Redis is away; claiming from PostgreSQL"
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RedisBack(Event):
+    """Redis answers again."""
+
+    text = "Redis is back"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishFailed(Event):
+    """Hints were not put into Redis; reconcile brings them."""
+
+    level = logging.WARNING
+    text = "hints not published; reconcile will"
+    hints: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed(Event):
+    """A step of the worker failed and will be tried again."""
+
+    level = logging.WARNING
+    text = "step failed, will try again"
+    step: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RescueCommitting(Event):
+    """The jobs of a dead worker are given back in a transaction that is about to commit."""
+
+    level = logging.DEBUG
+    text = "committing a rescue"
+    worker: UUID
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRescued(Event):
+    """A worker stopped beating; its jobs were given back."""
+
+    level = logging.WARNING
+    text = "rescued the jobs of a worker that stopped beating"
+    worker: UUID
+    jobs: int
+    blamed: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileCommitting(Event):
+    """A page of waiting jobs was compared with Redis; how far the walk came is about to commit."""
+
+    level = logging.DEBUG
+    text = "committing a page"
+    hints: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled(Event):
+    """Waiting jobs that Redis did not know were published."""
+
+    text = "published waiting jobs that Redis did not know"
+    hints: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned(Event):
+    """Old finished jobs were deleted."""
+
+    text = "deleted old finished jobs"
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoopBlocked(Event):
+    """A job holds the event loop, so nothing else in this process moves."""
+
+    level = logging.WARNING
+    text = "the event loop is blocked"
+    task: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SelfFenced(Event):
+    """No beat could be made for a lease; the worker cancelled its own runs."""
+
+    level = logging.ERROR
+    text = "no heartbeat for a whole lease: cancelled all runs"
+    worker: UUID
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRenewed(Event):
+    """The worker's row was gone; it goes on under a new id."""
+
+    level = logging.WARNING
+    text = "this worker had been given up; it starts anew under a new id"
+    old: UUID
+    new: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadsLeft(Event):
+    """The process ends although threads that jobs have started still work; nobody can stop a thread."""
+
+    level = logging.WARNING
+    text = "ended although threads of jobs still work"
+    threads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelNotTold(Event):
+    """The workers were not told that somebody asked to cancel a job; each sees it with its next beat."""
+
+    level = logging.WARNING
+    text = "workers not told of a cancel request; they see it with the next beat"
+    requests: int
+    error: str

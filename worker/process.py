@@ -1,0 +1,259 @@
+"""The composition root: settings → the ARQ worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
+from functools import partial
+from types import FrameType
+from typing import Any, Final, cast
+
+import arq.worker
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.addresses import database_url, redis_url
+from worker.broker.connection import connect
+from worker.core.errors import DefinitionError
+from worker.core.registry import Registry, default_registry, load_modules
+from worker.core.watch import Watch
+from worker.flow.availability import Availability
+from worker.flow.claim import Claimer
+from worker.flow.complete import publish_waiting
+from worker.flow.pump import Pump
+from worker.flow.work import Work
+from worker.observe.events import StepFailed, ThreadsLeft, WorkerStarted, WorkerStopped, WorkerStopping, emit
+from worker.resources import open_processor_engine, open_work
+from worker.settings import Settings, load_settings
+from worker.upkeep.heartbeat import Heartbeat
+from worker.upkeep.listen import listen
+from worker.upkeep.loop import Step, every
+from worker.upkeep.prune import prune
+from worker.upkeep.reconcile import reconcile
+from worker.upkeep.rescue import Rescuer
+
+_WORK: Final = "exarq.work"
+_SPARE_THREADS: Final = 4
+
+
+class Worker(arq.worker.Worker):
+    """ARQ's worker, whose jobs live in PostgreSQL: claims, runs and completes until it is told to stop.
+
+    Args:
+        settings: all knobs; without them, `load_settings()`.
+        registry: the definitions it runs; without one, those of `jobs.modules`.
+        burst: end when no job is due and none runs.
+        handle_signals: stop on SIGTERM and SIGINT; off where another program owns the process.
+
+    Raises:
+        SettingsError: no address is set.
+        ModuleNotLoaded: a module of `jobs.modules` cannot be imported.
+        DefinitionError: no job is registered.
+
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        registry: Registry | None = None,
+        burst: bool = False,
+        handle_signals: bool = True,
+    ) -> None:
+        self._settings = settings or load_settings()
+        if registry is None:
+            load_modules(self._settings.jobs.modules)
+            registry = default_registry
+        if not registry.names():
+            raise DefinitionError(_no_jobs(self._settings.jobs.modules))
+        self._registry = registry
+        self._database_url, self._redis_url = database_url(self._settings), redis_url(self._settings)
+        self._stop_requested = asyncio.Event()
+        self._opened = AsyncExitStack()
+        # Signals reach the main thread only, and a worker in another one does not own its process.
+        self._owns_process = handle_signals and threading.current_thread() is threading.main_thread()
+        self._hears_signals = False
+        definitions = [registry.get(name) for name in registry.names()]
+        super().__init__(
+            functions=[arq.worker.func(cast("Any", definition.fn), name=definition.name) for definition in definitions],
+            redis_pool=connect(self._redis_url, timeout=self._settings.redis.timeout),
+            burst=burst,
+            on_startup=self._open,
+            on_shutdown=self._close,
+            handle_signals=False,  # ARQ's handlers cancel running jobs
+            max_jobs=self._settings.worker.concurrency,
+        )
+
+    def run(self) -> None:
+        """Work until stopped, then close; a `sys.exit()` in a task that a job has started ends neither."""
+        self.main_task = self.loop.create_task(self.main())
+        try:
+            while not self.main_task.done():
+                try:
+                    self.loop.run_until_complete(self.main_task)
+                except (SystemExit, KeyboardInterrupt) as error:
+                    if self.main_task.done() or not self._hears_signals:
+                        raise
+                    emit(StepFailed(step="a task that a job started", error=f"{type(error).__name__}: {error}"))
+        finally:
+            self.loop.run_until_complete(self.close())
+
+    async def main(self) -> None:
+        """Start up, work until stopped, stop in order; ARQ's own loop is not used, for it polls and pops."""
+        self.ctx["redis"] = self.pool
+        assert self.on_startup is not None
+        await self.on_startup(self.ctx)
+        await self._work(self.ctx[_WORK])
+
+    async def close(self) -> None:
+        """Close what the start opened; Redis may be away."""
+        if self.on_shutdown is None or self._pool is None:
+            return
+        try:
+            await self.on_shutdown(self.ctx)
+        finally:
+            await self.pool.aclose()
+            self._pool = None
+
+    def stop(self) -> None:
+        """Stop as on SIGTERM: no more claims, what runs may end within the grace, the rest is given back."""
+        self._stop_requested.set()
+
+    async def _open(self, ctx: dict[Any, Any]) -> None:
+        work = await self._opened.enter_async_context(
+            open_work(self._settings, self._database_url, self.pool, self._registry, ctx)
+        )
+        # The jobs' own client: what they hold of it must not keep the worker from Redis.
+        redis = await self._opened.enter_async_context(
+            aclosing(connect(self._redis_url, timeout=self._settings.redis.timeout))
+        )
+        ctx.update({_WORK: work, "engine": work.jobs_engine, "sessions": work.sessions, "redis": redis})
+
+    async def _close(self, ctx: dict[Any, Any]) -> None:
+        await self._opened.aclose()
+
+    async def _work(self, work: Work) -> None:
+        worker, stop, redis = self._settings.worker, self._stop_requested, self.pool
+        availability = Availability(redis)
+        claimer = Claimer(work, redis, worker.queues, availability)
+        pump = Pump(work, claimer, concurrency=worker.concurrency, burst=self.burst, stop=stop)
+        heartbeat = self._heartbeat(work)
+        upkeep_stop = asyncio.Event()
+        steps: dict[str, Step] = {
+            "reconcile": partial(reconcile, work, redis, availability),
+            "prune": partial(prune, work),
+        }
+        with self._signals(heartbeat, pump):
+            heartbeat.start()
+            emit(WorkerStarted(work.identity.id, worker.queues, worker.concurrency, work.registry.names()))
+            upkeep = [
+                asyncio.create_task(every(worker.sweep, name, step, upkeep_stop), name=f"exarq {name}")
+                for name, step in steps.items()
+            ]
+            hear = partial(listen, work, redis, availability)
+            listening = asyncio.create_task(every(worker.sweep, "listen", hear, upkeep_stop), name="exarq listen")
+            try:
+                await pump.until_stopped()
+            finally:
+                reason = "stop requested" if stop.is_set() else "nothing left to do"
+                heartbeat.announce_stop()
+                grace = heartbeat.grace_left
+                emit(WorkerStopping(work.identity.id, reason, pump.running, grace.total_seconds()))
+                try:
+                    await pump.finish(grace)
+                finally:
+                    upkeep_stop.set()
+                    given_back = await heartbeat.finish()
+                    await pump.abandon()
+                    listening.cancel()
+                    await _ended([*upkeep, listening])
+                    await availability.close()
+        counts = work.counts
+        emit(WorkerStopped(work.identity.id, counts.succeeded, counts.failed, counts.released + given_back))
+
+    def _heartbeat(self, work: Work) -> Heartbeat:
+        worker, loop = self._settings.worker, asyncio.get_running_loop()
+        rescuer = Rescuer(
+            work.identity,
+            Watch(worker.lease, longest_gap=max(worker.sweep * 1.5, worker.lease / 3)),
+            sweep=worker.sweep,
+            max_crashes=self._settings.jobs.max_crashes,
+            moved=lambda moved: _soon(loop, partial(publish_waiting, work, moved)),
+        )
+
+        def make_engine() -> AsyncEngine:
+            return open_processor_engine(self._settings, self._database_url, work.identity, connections=2)
+
+        return Heartbeat(
+            make_engine, work.identity, work.holdings, worker, rescuer=rescuer, owns_process=self._owns_process
+        )
+
+    @contextmanager
+    def _signals(self, heartbeat: Heartbeat, pump: Pump) -> Iterator[None]:
+        """Received by `signal.signal`, so that the heartbeat's thread learns of them even if the loop is blocked."""
+        if not self._owns_process:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def received(_number: int, _frame: FrameType | None) -> None:
+            again = self._stop_requested.is_set()
+            heartbeat.announce_stop(hurry=again)
+            loop.call_soon_threadsafe(pump.hurry if again else self._stop_requested.set)
+
+        before = {number: signal.signal(number, received) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._hears_signals = True
+        try:
+            yield
+        finally:
+            self._hears_signals = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _no_jobs(modules: Sequence[str]) -> str:
+    if not modules:
+        return "no jobs are registered; name the modules that define them in jobs.modules, or in EXARQ_JOBS_MODULES"
+    named = ", ".join(modules)
+    return f"{named} registers no jobs; decorate one with @job, or correct jobs.modules (EXARQ_JOBS_MODULES)"
+
+
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop has ended; reconcile elsewhere brings what was to be published
+        loop.call_soon_threadsafe(call)
+
+
+async def _ended(tasks: list[asyncio.Task[None]]) -> None:
+    _, late = await asyncio.wait(tasks, timeout=1)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def run_worker(settings: Settings, *, burst: bool = False) -> None:
+    """Run a worker of these settings, on an event loop of its own, until it has stopped."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)  # where ARQ looks for it
+    # A thread for every job that asks for one: the usual few would make them wait, and every new connection too.
+    loop.set_default_executor(ThreadPoolExecutor(settings.worker.concurrency + _SPARE_THREADS))
+    try:
+        Worker(settings, burst=burst).run()
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def leave_threads_behind() -> None:
+    """End the process now if jobs have left threads that still work: the interpreter would wait for each of them."""
+    left = [thread.name for thread in threading.enumerate() if not thread.daemon and thread.name != "MainThread"]
+    if left:
+        emit(ThreadsLeft(threads=tuple(left)))
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)

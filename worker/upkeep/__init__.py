@@ -1,0 +1,1 @@
+"""What runs on a clock: heartbeat, rescue, reconcile, prune."""

@@ -1,0 +1,61 @@
+"""Reconcile: walk the waiting jobs and publish those that Redis does not know.
+
+It heals every lost hint, wipe, eviction, old snapshot, late commit and drop race within a round, and it is also what
+brings scheduled jobs and retries into Redis.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from arq.connections import ArqRedis
+
+from worker.broker import scripts
+from worker.broker.connection import UNREACHABLE
+from worker.db import reads, turns
+from worker.db.turns import Position
+from worker.flow.after_commit import HORIZON
+from worker.flow.availability import Availability
+from worker.flow.work import Work
+from worker.observe.events import ReconcileCommitting, Reconciled, emit
+
+STEP: Final = "reconcile"
+_PAGE: Final = 1_000
+_JUST_NOW: Final = timedelta(seconds=2)
+_AT_ONCE: Final = timedelta(0)
+_AFTER_A_CLEAN_PAGE: Final = timedelta(milliseconds=300)
+_AFTER_A_ROUND: Final = timedelta(seconds=1)
+
+
+async def reconcile(work: Work, redis: ArqRedis, availability: Availability) -> timedelta | None:
+    """Look at one page of waiting jobs and publish what is astray; returns how long to rest, None: as usual."""
+    if availability.away:
+        return None
+    async with work.processor.begin() as connection:
+        turn = await turns.take(connection, STEP)
+        if turn is None:
+            return None
+        page = await reads.waiting(connection, after=turn.after, horizon=HORIZON, limit=_PAGE)
+        full = len(page) == _PAGE
+        # The walk goes through a backlog in the order it is due; what comes due just now must not wait for its turn.
+        soon = await reads.coming_due(connection, _JUST_NOW, limit=_PAGE) if full else []
+        try:
+            published = await _publish_astray(work, redis, page)
+            published_early = await _publish_astray(work, redis, soon)
+        except UNREACHABLE as error:
+            availability.lost(error)
+            return None
+        rest = _AT_ONCE if full and published else _AFTER_A_CLEAN_PAGE if full else _AFTER_A_ROUND
+        emit(ReconcileCommitting(hints=published + published_early))
+        await turns.end(connection, turn, rest=rest, after=Position(page[-1].run_at, page[-1].id) if full else None)
+    if published + published_early:
+        emit(Reconciled(hints=published + published_early))
+    return rest if full else None
+
+
+async def _publish_astray(work: Work, redis: ArqRedis, page: list[reads.Waiting]) -> int:
+    hints = [work.hint(job.id, job.name, job.queue, job.due_in, job.enqueued_at) for job in page]
+    if not hints:
+        return 0
+    return await scripts.publish(redis, hints, lease=work.settings.worker.lease, only_astray=True)

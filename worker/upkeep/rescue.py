@@ -1,0 +1,82 @@
+"""Rescue: give back the jobs of a worker that stopped beating.
+
+It looks in the heartbeat's thread: a fleet whose loops are all blocked by their jobs must still notice a death.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.core.states import Ending, JobState
+from worker.core.watch import Watch
+from worker.db import reads, transitions, workers
+from worker.db.send import once
+from worker.db.transitions import Moved
+from worker.flow.work import Identity
+from worker.observe.events import RescueCommitting, StepFailed, WorkerRescued, emit
+
+
+class Rescuer:
+    """Watches the beats of all other workers.
+
+    Args:
+        identity: which worker this process is; it never convicts itself.
+        watch: who stopped beating, by this process' own clock.
+        sweep: the time between two looks; the next one comes earlier where a lease ends before it.
+        max_crashes: after how many crashes a job is failed.
+        moved: told of the jobs that were given back, in the thread that looked.
+
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        watch: Watch,
+        *,
+        sweep: timedelta,
+        max_crashes: int,
+        moved: Callable[[list[Moved]], None],
+    ) -> None:
+        self._identity = identity
+        self._watch = watch
+        self._sweep = sweep
+        self._max_crashes = max_crashes
+        self._moved = moved
+
+    async def look(self, engine: AsyncEngine) -> timedelta:
+        """Look at every beat once, rescue from those that are dead; returns how long until the next look."""
+        beats = await once(engine, reads.beats)
+        beats.pop(self._identity.id, None)
+        for worker_id, beat in self._watch.look(beats, time.monotonic()).items():
+            try:
+                await self._rescue_from(engine, worker_id, beat)
+            except Exception as error:  # one that cannot be rescued now must not keep the others from it
+                emit(StepFailed(step=f"rescue {worker_id}", error=f"{type(error).__name__}: {error}"))
+        return min(self._sweep, self._watch.next_conviction(time.monotonic()) or self._sweep)
+
+    async def _rescue_from(self, engine: AsyncEngine, dead: UUID, beat: int | None) -> None:
+        async with engine.begin() as connection:
+            if not await workers.lock_for_rescue(connection, dead):
+                return  # another worker is at it
+            silent, had_announced = await workers.still_silent(connection, dead, beat)
+            if not silent:
+                return
+            await workers.end_backends(connection, Identity(dead).application_name)
+            moved = await transitions.rescue(
+                connection,
+                dead,
+                had_announced_its_stop=had_announced,
+                max_crashes=self._max_crashes,
+                reason=f"worker {dead} stopped beating while the job ran there",
+            )
+            await workers.unregister(connection, dead)
+            emit(RescueCommitting(worker=dead, jobs=len(moved)))
+        failed = sum(job.state is JobState.FAILED for job in moved)
+        blamed = sum(job.ending is Ending.CRASHED for job in moved)
+        emit(WorkerRescued(worker=dead, jobs=len(moved), failed=failed, blamed=blamed))
+        self._moved(moved)
