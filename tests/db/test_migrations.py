@@ -93,10 +93,10 @@ async def test_tables_indexes_and_storage_are_those_that_the_models_would_create
         assert migrated is not None
 
 
-async def test_a_job_has_exactly_four_indexes(engine: AsyncEngine) -> None:
+async def test_a_job_has_four_indexes_and_one_that_only_unique_jobs_are_in(engine: AsyncEngine) -> None:
     count = await value(engine, "SELECT count(*) FROM pg_indexes WHERE schemaname = 'exarq' AND tablename = 'job'")
 
-    assert count == 4
+    assert count == 5
 
 
 async def test_nothing_references_a_job_by_a_foreign_key(engine: AsyncEngine) -> None:

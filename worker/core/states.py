@@ -19,8 +19,9 @@ FINAL: frozenset[JobState] = frozenset({JobState.SUCCEEDED, JobState.FAILED, Job
 
 
 class Ending(StrEnum):
-    """How an attempt that did not succeed ended."""
+    """How an attempt ended that left a row: one that did not succeed, or a success with something to tell."""
 
+    SUCCEEDED = "succeeded"
     RETRIED = "retried"
     FAILED = "failed"
     CANCELLED = "cancelled"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -52,6 +52,8 @@ def constant(state: JobState) -> ColumnElement[str]:
 _WAITING = f"state = '{JobState.QUEUED}'"
 _RUNNING = f"state = '{JobState.RUNNING}'"
 _FINAL = _one_of("state", sorted(FINAL))
+UNIQUE_WHILE = f"unique_key IS NOT NULL AND (unique_until IS NOT NULL OR {_WAITING} OR {_RUNNING})"
+"""While this holds of a job, no other of its name may have its key."""
 
 
 class Job(Base):
@@ -75,10 +77,16 @@ class Job(Base):
     failures: Mapped[int] = mapped_column(server_default="0")
     crashes: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default="5")
+    expires_at: Mapped[datetime | None]
+    unique_key: Mapped[str | None]
+    unique_for: Mapped[str | None]
+    unique_until: Mapped[datetime | None]
     token: Mapped[UUID | None]
     worker_id: Mapped[UUID | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     result: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
     error: Mapped[str | None]
 
@@ -89,9 +97,11 @@ class Job(Base):
 
     __table_args__ = (
         CheckConstraint(_one_of("state", sorted(JobState)), name="state"),
+        CheckConstraint("priority BETWEEN 0 AND 9", name="priority"),
         Index("job_waiting", "run_at", "id", postgresql_where=text(_WAITING)),
         Index("job_running", "worker_id", postgresql_where=text(_RUNNING)),
         Index("job_final", "state", "finished_at", postgresql_where=text(_FINAL)),
+        Index("job_unique", "name", "unique_key", unique=True, postgresql_where=text(UNIQUE_WHILE)),
         # Every job is updated twice and then left alone: vacuum by numbers of rows, not by a share of history.
         {
             "postgresql_with": {
@@ -108,7 +118,7 @@ class Job(Base):
 
 
 class Attempt(Base):
-    """One attempt that did not succeed: when, where and why."""
+    """One attempt that did not succeed, or a success with something to tell: when, where and why."""
 
     __tablename__ = "attempt"
 
@@ -121,6 +131,8 @@ class Attempt(Base):
     ending: Mapped[str]
     error: Mapped[str | None]
     traceback: Mapped[str | None]
+    blocked: Mapped[timedelta | None]
+    lazy_loads: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
 
 
 class Worker(Base):

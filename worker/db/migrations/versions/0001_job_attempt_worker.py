@@ -31,15 +31,22 @@ def upgrade() -> None:
         sa.Column("failures", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("crashes", sa.SmallInteger(), nullable=False, server_default="0"),
         sa.Column("cancel_requested", sa.Boolean(), nullable=False, server_default=sa.text("false")),
+        sa.Column("priority", sa.SmallInteger(), nullable=False, server_default="5"),
+        sa.Column("expires_at", sa.DateTime(timezone=True)),
+        sa.Column("unique_key", sa.Text()),
+        sa.Column("unique_for", sa.Text()),
+        sa.Column("unique_until", sa.DateTime(timezone=True)),
         sa.Column("token", sa.Uuid()),
         sa.Column("worker_id", sa.Uuid()),
         sa.Column("started_at", sa.DateTime(timezone=True)),
         sa.Column("finished_at", sa.DateTime(timezone=True)),
+        sa.Column("progress", postgresql.JSONB()),
         sa.Column("result", postgresql.JSONB()),
         sa.Column("error", sa.Text()),
         sa.CheckConstraint(
             "state IN ('cancelled', 'failed', 'queued', 'running', 'succeeded')", name=op.f("job_state_check")
         ),
+        sa.CheckConstraint("priority BETWEEN 0 AND 9", name=op.f("job_priority_check")),
         schema=SCHEMA,
         postgresql_with={
             "fillfactor": 85,
@@ -60,6 +67,16 @@ def upgrade() -> None:
         schema=SCHEMA,
         postgresql_where=sa.text("state IN ('cancelled', 'failed', 'succeeded')"),
     )
+    op.create_index(
+        "job_unique",
+        "job",
+        ["name", "unique_key"],
+        unique=True,
+        schema=SCHEMA,
+        postgresql_where=sa.text(
+            "unique_key IS NOT NULL AND (unique_until IS NOT NULL OR state = 'queued' OR state = 'running')"
+        ),
+    )
     op.create_table(
         "attempt",
         sa.Column("job_id", sa.Uuid(), primary_key=True),
@@ -71,6 +88,8 @@ def upgrade() -> None:
         sa.Column("ending", sa.Text(), nullable=False),
         sa.Column("error", sa.Text()),
         sa.Column("traceback", sa.Text()),
+        sa.Column("blocked", sa.Interval()),
+        sa.Column("lazy_loads", postgresql.JSONB()),
         schema=SCHEMA,
     )
     one_row_each = {"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 500}
