@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     )
     from worker.core.outcome import Cancel, Fail, Retry, Snooze
     from worker.flow.cancel import Cancellation, cancel
-    from worker.flow.enqueue import Call, Handle, enqueue, enqueue_many, job
+    from worker.flow.enqueue import Call, enqueue, enqueue_many
+    from worker.flow.handle import Handle
+    from worker.flow.job import job
     from worker.flow.publish import Publisher, flush_hints
     from worker.process import Worker
     from worker.settings import Settings, load_settings
@@ -75,7 +77,9 @@ _HOMES = {
     "JobContext": "worker.core.context",
     **dict.fromkeys(("Cancel", "Fail", "Retry", "Snooze"), "worker.core.outcome"),
     **dict.fromkeys(("Cancellation", "cancel"), "worker.flow.cancel"),
-    **dict.fromkeys(("Call", "Handle", "enqueue", "enqueue_many", "job"), "worker.flow.enqueue"),
+    **dict.fromkeys(("Call", "enqueue", "enqueue_many"), "worker.flow.enqueue"),
+    "Handle": "worker.flow.handle",
+    "job": "worker.flow.job",
     **dict.fromkeys(("Publisher", "flush_hints"), "worker.flow.publish"),
     "Worker": "worker.process",
     **dict.fromkeys(("Settings", "load_settings"), "worker.settings"),

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from tests.chaos.evidence import Evidence
 from worker.core.context import JobContext
 from worker.core.outcome import Cancel, Snooze
-from worker.flow.enqueue import job
+from worker.flow.job import job
 from worker.observe.events import Event, emit
 
 Result = dict[str, Any]

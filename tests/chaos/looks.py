@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.chaos.checker import Offence
 from tests.chaos.jobs import KINDS, PREFIX
-from worker.broker.keys import DEFAULT_QUEUE, PAYLOAD_PREFIX, queue_key, wake_key
+from worker.broker.keys import PAYLOAD_PREFIX, queue_key, wake_key
+from worker.core.names import DEFAULT_QUEUE
 
 PLACE: Final = text("INSERT INTO placed (job_id) SELECT unnest(CAST(:jobs AS uuid[]))")
 

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.core.context import JobContext
 from worker.core.errors import DefinitionError, DuplicateJob, UnknownJob
+from worker.core.options import Rules
 from worker.core.registry import Definition, Registry, default_name, default_registry, define
 
 T = TypeVar("T")
@@ -93,14 +94,14 @@ def test_attributes_of_the_function_do_not_hide_those_of_the_definition(registry
 def test_options_have_defaults(registry: Registry) -> None:
     job = define(pay, registry=registry)
 
-    assert (job.name, job.queue, job.timeout, job.max_attempts) == ("test_registry.pay", "default", None, None)
+    assert (job.name, job.rules) == ("test_registry.pay", Rules("default", timeout=None, max_attempts=None))
 
 
 def test_options_are_kept(registry: Registry) -> None:
     job = define(pay, registry=registry, name="pay it", queue="billing", timeout=1.5, max_attempts=1)
 
-    assert (job.name, job.queue, job.timeout, job.max_attempts) == ("pay it", "billing", timedelta(seconds=1.5), 1)
-    assert define(pay, registry=registry, timeout=timedelta(minutes=1)).timeout == timedelta(minutes=1)
+    assert (job.name, job.rules) == ("pay it", Rules("billing", timeout=timedelta(seconds=1.5), max_attempts=1))
+    assert define(pay, registry=registry, timeout=timedelta(minutes=1)).rules.timeout == timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("name", ["x", "x" * 200, "Rechnung stellen ü"])
@@ -138,6 +139,15 @@ def test_an_option_out_of_range_is_refused(registry: Registry, options: dict[str
         define(pay, registry=registry, **options)
 
 
+def test_an_option_that_is_none_names_the_nearest(registry: Registry) -> None:
+    with pytest.raises(
+        DefinitionError, match=r"test_registry.pay: @job has no option 'max_attempt'; did you mean 'max_attempts'\?"
+    ):
+        define(pay, registry=registry, max_attempt=3)
+
+    assert registry.names() == ()
+
+
 def test_a_function_that_cannot_be_a_job_is_not_registered(registry: Registry) -> None:
     for bad in (charge, lambda session: None, 7):
         with pytest.raises(DefinitionError):
@@ -154,7 +164,7 @@ def test_a_class_of_ones_own_takes_options_of_its_own(registry: Registry) -> Non
 
     job = define(pay, Job, registry, color="blue", queue="billing")
 
-    assert (type(job), job.color, job.queue) == (Job, "blue", "billing")
+    assert (type(job), job.color, job.rules.queue) == (Job, "blue", "billing")
     assert registry.get("test_registry.pay") is job
 
 

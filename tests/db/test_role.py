@@ -21,7 +21,7 @@ from worker.core.context import JobContext
 from worker.db import workers
 from worker.db.failures import sqlstate_of
 from worker.db.ids import uuid7
-from worker.flow.enqueue import JobFunction
+from worker.flow.job import JobFunction
 from worker.flow.publish import Publisher
 from worker.observe.events import Pruned, Reconciled, WorkerRescued
 from worker.settings import Settings

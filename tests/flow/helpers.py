@@ -16,8 +16,8 @@ from worker.core.registry import Registry
 from worker.db import transitions
 from worker.db.ids import uuid7
 from worker.db.send import once
-from worker.flow.enqueue import JobFunction
 from worker.flow.holdings import Run
+from worker.flow.job import JobFunction
 from worker.flow.run import run as run_attempt
 from worker.flow.work import Work
 from worker.settings import Settings

@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from tests.support import hints, row
 from worker.core.errors import ArgumentsInvalid, AutocommitRefused, SettingsError, TooLarge
-from worker.flow.enqueue import Call, JobFunction, call_by_name, enqueue, enqueue_many
+from worker.flow.enqueue import Call, call_by_name, enqueue, enqueue_many
+from worker.flow.job import JobFunction
 from worker.flow.publish import Publisher
 
 Sessions = async_sessionmaker[AsyncSession]

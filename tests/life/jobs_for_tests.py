@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from worker.core.context import JobContext
 from worker.core.registry import Registry
-from worker.flow.enqueue import Call, enqueue_many, job
+from worker.flow.enqueue import Call, enqueue_many
+from worker.flow.job import job
 
 LINES = "EXARQ_TEST_LINES"
 """The variable that names the file to which jobs add a line as an effect outside the database."""

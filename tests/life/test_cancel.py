@@ -29,7 +29,7 @@ from tests.support import a_job, a_worker, attempts, heard, hints, payload_ids, 
 from worker.core.context import JobContext
 from worker.core.outcome import Fail, Retry, Snooze
 from worker.core.registry import Registry
-from worker.flow.enqueue import JobFunction
+from worker.flow.job import JobFunction
 from worker.observe.events import RunCancelled
 from worker.process import Worker
 from worker.settings import Settings

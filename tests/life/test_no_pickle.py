@@ -20,7 +20,7 @@ from tests.life import jobs_for_tests as jobs
 from tests.support import a_worker, until
 from worker.broker.keys import PAYLOAD_PREFIX, cancel_channel, queue_key, wake_key
 from worker.core.context import JobContext
-from worker.flow.enqueue import JobFunction
+from worker.flow.job import JobFunction
 from worker.settings import Settings
 
 LOADERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "multiprocessing"}

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from tests.support import run_all, state
 from worker.core.registry import Registry
-from worker.flow.enqueue import JobFunction
+from worker.flow.job import JobFunction
 from worker.settings import Settings
 
 

@@ -21,8 +21,8 @@ from tests.support import a_job, a_locked_row, a_worker, attempts, hints, payloa
 from worker.core.context import JobContext
 from worker.core.registry import Registry
 from worker.flow import pump
-from worker.flow.enqueue import JobFunction
 from worker.flow.flush import Flusher
+from worker.flow.job import JobFunction
 from worker.observe import events
 from worker.observe.events import Event, WorkerStopped, WorkerStopping
 from worker.settings import Settings

@@ -23,8 +23,8 @@ from worker.core.context import JobContext
 from worker.core.registry import Registry
 from worker.flow import claim, pump
 from worker.flow.claim import Claimer
-from worker.flow.enqueue import JobFunction
 from worker.flow.holdings import Run
+from worker.flow.job import JobFunction
 from worker.settings import Settings
 
 Sessions = async_sessionmaker[AsyncSession]

@@ -20,7 +20,7 @@ from tests.processes import workers
 from tests.support import a_worker, until
 from worker.core.context import JobContext
 from worker.core.registry import Registry
-from worker.flow.enqueue import JobFunction
+from worker.flow.job import JobFunction
 from worker.observe import events, logs
 from worker.observe.events import Event, HintLeftAlone, RedisBack, emit
 from worker.settings import Settings

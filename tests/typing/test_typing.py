@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from worker import JobContext
-from worker.flow.enqueue import JobFunction
+from worker.flow.job import JobFunction
 
 REPOSITORY = Path(__file__).parents[2]
 SAID = re.compile(r"^[^:]+:(?P<line>\d+): error: (?P<text>.+)$")

@@ -7,7 +7,8 @@ from uuid import UUID
 
 from arq.constants import default_queue_name, job_key_prefix
 
-DEFAULT_QUEUE: Final = "default"
+from worker.core.names import DEFAULT_QUEUE
+
 PAYLOAD_PREFIX: Final = job_key_prefix
 """`arq:job:<id>`: the small payload beside a hint."""
 

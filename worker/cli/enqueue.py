@@ -19,7 +19,8 @@ from worker.core.errors import ArgumentsInvalid, DatabaseUnreachable, nearest
 from worker.core.registry import default_registry, load_modules
 from worker.core.retry import as_delay
 from worker.db.failures import is_away
-from worker.flow.enqueue import Handle, enqueue
+from worker.flow.enqueue import enqueue
+from worker.flow.handle import Handle
 from worker.flow.publish import Publisher
 from worker.observe.events import Event, PublishFailed, listen
 from worker.settings import Settings, load_settings

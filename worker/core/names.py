@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+DEFAULT_QUEUE: Final = "default"
 LONGEST_NAME = 200
 RESERVED_QUEUES = ("arq:", "exarq:")
 """Beginnings of queue names that would collide with other keys in Redis, where a queue's name is its key."""

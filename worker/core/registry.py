@@ -10,15 +10,13 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Coroutine, Iterable
-from datetime import timedelta
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
 
-from worker.core.errors import DefinitionError, DuplicateJob, ModuleNotLoaded, UnknownJob
-from worker.core.names import LONGEST_NAME, RESERVED_QUEUES, is_name
+from worker.core.errors import DuplicateJob, ModuleNotLoaded, UnknownJob
+from worker.core.options import JobOptions, Rules, checked_name
 from worker.core.outcome import ErrorText
-from worker.core.retry import as_delay
 from worker.core.signature import Signature, label_of
 
 P = ParamSpec("P")
@@ -31,10 +29,8 @@ class Definition(Generic[First, P, R]):
 
     Args:
         fn: an `async def` whose first parameter is an `AsyncSession` or a `JobContext`.
-        name: how rows name the job; default: the last part of the module and the function's qualified name.
-        queue: the queue its jobs go to.
-        timeout: the longest run, in seconds or as a timedelta; None takes the setting.
-        max_attempts: failures that end a job, at least 1; None takes the setting.
+        options: as in `JobOptions`; `name` is how rows name the job, without one the last part of the module and the
+            function's qualified name.
 
     Raises:
         DefinitionError: the function or an option cannot be used; the message says what to write instead.
@@ -42,26 +38,16 @@ class Definition(Generic[First, P, R]):
     """
 
     def __init__(
-        self,
-        fn: Callable[Concatenate[First, P], Coroutine[Any, Any, R]],
-        *,
-        name: str | None = None,
-        queue: str = "default",
-        timeout: float | timedelta | None = None,
-        max_attempts: int | None = None,
+        self, fn: Callable[Concatenate[First, P], Coroutine[Any, Any, R]], **options: Unpack[JobOptions]
     ) -> None:
         functools.update_wrapper(self, fn, updated=())
         self.fn = fn
+        name = options.get("name")
         self.name = default_name(fn) if name is None else name
-        self.queue = queue
         self.signature = Signature(fn, self.name)
         label = label_of(fn)
-        _check_word(self.name, "name", label)
-        _check_word(queue, "queue", label)
-        if queue.startswith(RESERVED_QUEUES):
-            raise DefinitionError(f"{label}: no queue's name begins with arq: or exarq:; ARQ's own is called 'default'")
-        self.timeout = _checked_timeout(timeout, label)
-        self.max_attempts = _checked_attempts(max_attempts, label)
+        checked_name(self.name, label)
+        self.rules = Rules.of(options, label)
         _look_async(self, fn)
 
     def __call__(self, first: First, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
@@ -142,7 +128,7 @@ def define(
         fn: the function.
         cls: the class to make, `Definition` or one derived from it.
         registry: where it is found by name.
-        options: what the class takes: `name`, `queue`, `timeout`, `max_attempts`.
+        options: as in `JobOptions`.
 
     Raises:
         DefinitionError: the function or an option cannot be used.
@@ -195,32 +181,6 @@ def _look_async(definition: Definition[Any, ..., Any], fn: Callable[..., Any]) -
     else:  # there it believes whatever looks like a function with a coroutine's code
         for attribute in ("__code__", "__defaults__", "__kwdefaults__"):
             setattr(definition, attribute, getattr(fn, attribute))
-
-
-def _check_word(word: object, what: str, label: str) -> None:
-    if not is_name(word):
-        shown = ErrorText.of(ValueError(word)).message[:LONGEST_NAME]
-        raise DefinitionError(f"{label}: {what} must be 1 to {LONGEST_NAME} printable characters, not {shown!r}")
-
-
-def _checked_timeout(timeout: float | timedelta | None, label: str) -> timedelta | None:
-    if timeout is None:
-        return None
-    try:
-        checked = as_delay(timeout, "timeout")
-    except (TypeError, ValueError) as error:
-        raise DefinitionError(f"{label}: {error}") from None
-    if not checked:
-        raise DefinitionError(f"{label}: timeout must be more than 0 seconds; None takes the setting")
-    return checked
-
-
-def _checked_attempts(attempts: object, label: str) -> int | None:
-    if attempts is None:
-        return None
-    if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
-        raise DefinitionError(f"{label}: max_attempts must be a whole number of at least 1, not {attempts!r}")
-    return attempts
 
 
 def _code_of(fn: Callable[..., Any]) -> CodeType:

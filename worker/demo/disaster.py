@@ -12,7 +12,8 @@ from arq.connections import ArqRedis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.broker.keys import DEFAULT_QUEUE, queue_key
+from worker.broker.keys import queue_key
+from worker.core.names import DEFAULT_QUEUE
 from worker.demo.processes import DemoFailed, WorkerProcess
 from worker.demo.proof import out_of_step
 

@@ -159,7 +159,7 @@ def outcome_of_error(work: Work, run: Run, error: BaseException) -> Outcome:
     claimed, jobs = run.claimed, work.settings.jobs
     definition = work.registry.get(claimed.name)
     policy = RetryPolicy(
-        max_attempts=definition.max_attempts or jobs.max_attempts,
+        max_attempts=definition.rules.max_attempts or jobs.max_attempts,
         first_wait=jobs.first_wait,
         longest_wait=jobs.longest_wait,
     )

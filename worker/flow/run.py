@@ -63,7 +63,7 @@ async def _call(work: Work, run: Run, attempt: Attempt, definition: Definition[A
             open_session=attempt.session,
             resources=work.context,
         )
-    limit = (definition.timeout or work.settings.jobs.timeout).total_seconds()
+    limit = (definition.rules.timeout or work.settings.jobs.timeout).total_seconds()
     run.in_function = True
     timer = asyncio.timeout(limit)
     try:

@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from tests.chaos import jobs, looks
 from tests.chaos.faults import Measured, fault
 from tests.chaos.stage import Stage
-from worker.broker.keys import DEFAULT_QUEUE, queue_key
+from worker.broker.keys import queue_key
+from worker.core.names import DEFAULT_QUEUE
 from worker.flow.cancel import cancel
 
 WAITING = 100_000

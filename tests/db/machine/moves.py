@@ -18,8 +18,8 @@ from tests.db.machine.model import MAX_CRASHES, Effect, Leave, View
 from worker.core.outcome import ErrorText
 from worker.core.states import FINAL, Ending, JobState
 from worker.db import reads, transitions, workers
+from worker.db.statements.enqueue import ENQUEUE
 from worker.db.transitions import ClaimedJob, Held, Moved
-from worker.flow.enqueue import _INSERT
 
 ERROR = ErrorText("ValueError", "no such word", "Traceback: line 1")
 SAID = f"{ERROR.type}: {ERROR.message}"
@@ -73,7 +73,7 @@ def _claimed(jobs: Collection[ClaimedJob]) -> set[Any]:
 def enqueue(job_id: UUID, queue: str, wait: int) -> Move:
     async def send(connection: AsyncConnection) -> None:
         row = {"ids": job_id, "names": "tests.noop", "queues": queue, "argss": "{}", "delays": hours(wait), "ats": None}
-        await connection.execute(_INSERT, {name: [value] for name, value in row.items()})
+        await connection.execute(ENQUEUE, {name: [value] for name, value in row.items()})
 
     return Move("enqueue", partial(model.enqueue, job_id=job_id, queue=queue, hours=wait), send)
 

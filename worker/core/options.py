@@ -1,0 +1,95 @@
+"""The options of a definition: what `@job(…)` takes, and the one place where each is checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypedDict
+
+from worker.core.errors import DefinitionError, nearest
+from worker.core.names import DEFAULT_QUEUE, LONGEST_NAME, RESERVED_QUEUES, is_name
+from worker.core.outcome import ErrorText
+from worker.core.retry import as_delay
+
+
+class JobOptions(TypedDict, total=False):
+    """What `@job(…)` takes; what is left out is as in `Rules`."""
+
+    name: str | None
+    queue: str
+    timeout: float | timedelta | None
+    max_attempts: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The options of one definition.
+
+    Args:
+        queue: the queue its jobs go to.
+        timeout: the longest run; None takes the setting.
+        max_attempts: failures that end a job, at least 1; None takes the setting.
+
+    """
+
+    queue: str = DEFAULT_QUEUE
+    timeout: timedelta | None = None
+    max_attempts: int | None = None
+
+    @classmethod
+    def of(cls, options: JobOptions, label: str) -> Rules:
+        """What was given, checked; `label` says in messages whose options they are.
+
+        Raises:
+            DefinitionError: there is no such option, or its value cannot be used; the message says what can.
+
+        """
+        given: dict[str, Any] = dict(options)
+        if unknown := next((name for name in given if name not in JobOptions.__annotations__), None):
+            known = sorted(JobOptions.__annotations__)
+            raise DefinitionError(f"{label}: @job has no option {unknown!r}{nearest(unknown, known)}")
+        return cls(
+            queue=_checked_queue(given.get("queue", DEFAULT_QUEUE), label),
+            timeout=_checked_timeout(given.get("timeout"), label),
+            max_attempts=_checked_attempts(given.get("max_attempts"), label),
+        )
+
+
+def checked_name(name: object, label: str, what: str = "name") -> str:
+    """The name, if it can be one of a job or a queue.
+
+    Raises:
+        DefinitionError: it is no text, empty, too long or not printable.
+
+    """
+    if not is_name(name):
+        shown = ErrorText.of(ValueError(name)).message[:LONGEST_NAME]
+        raise DefinitionError(f"{label}: {what} must be 1 to {LONGEST_NAME} printable characters, not {shown!r}")
+    return str(name)
+
+
+def _checked_queue(queue: object, label: str) -> str:
+    checked = checked_name(queue, label, "queue")
+    if checked.startswith(RESERVED_QUEUES):
+        raise DefinitionError(f"{label}: no queue's name begins with arq: or exarq:; ARQ's own is called 'default'")
+    return checked
+
+
+def _checked_timeout(timeout: float | timedelta | None, label: str) -> timedelta | None:
+    if timeout is None:
+        return None
+    try:
+        checked = as_delay(timeout, "timeout")
+    except (TypeError, ValueError) as error:
+        raise DefinitionError(f"{label}: {error}") from None
+    if not checked:
+        raise DefinitionError(f"{label}: timeout must be more than 0 seconds; None takes the setting")
+    return checked
+
+
+def _checked_attempts(attempts: object, label: str) -> int | None:
+    if attempts is None:
+        return None
+    if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
+        raise DefinitionError(f"{label}: max_attempts must be a whole number of at least 1, not {attempts!r}")
+    return attempts

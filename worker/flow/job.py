@@ -1,0 +1,121 @@
+"""`@job`: a function that stays callable as the function it was, and is enqueued with the same arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from worker.core.context import JobContext
+from worker.core.options import JobOptions
+from worker.core.registry import Definition, define
+from worker.flow.enqueue import Call, enqueue_many, template
+from worker.flow.handle import Handle
+
+P = ParamSpec("P")
+R = TypeVar("R")
+First = TypeVar("First", bound=AsyncSession | JobContext)
+
+
+class Options(Generic[P]):
+    """The options of one enqueue; made by `fn.options(…)`."""
+
+    def __init__(self, bind: Callable[P, str], template: Call) -> None:
+        self._bind = bind
+        self._template = template
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
+        """The enqueue to be, for `enqueue_many`; raises what `enqueue` raises for its arguments."""
+        return replace(self._template, args=self._bind(*args, **kwargs))
+
+    async def enqueue(self, session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Handle:
+        """Write the job's row in the session's transaction: it will run if, and only if, that commits.
+
+        Args:
+            session: the caller's session, in whose transaction the job is written.
+            args: the job's own arguments, checked against its annotations.
+            kwargs: likewise, by name.
+
+        Raises:
+            ArgumentsInvalid: they do not fit the signature.
+            NotStorable: they cannot be kept as JSON, or take more than 1 MiB of it.
+            AutocommitRefused: the session's connection is in AUTOCOMMIT.
+
+        """
+        (handle,) = await enqueue_many(session, [self.call(*args, **kwargs)])
+        return handle
+
+
+class JobFunction(Definition[First, P, R]):
+    """A function that is a job: callable as the function it was, and enqueued with the same arguments."""
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
+        """The enqueue to be, for `enqueue_many`; raises what `enqueue` raises for its arguments."""
+        return self.options().call(*args, **kwargs)
+
+    async def enqueue(self, session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Handle:
+        """Write the job's row in the session's transaction: it will run if, and only if, that commits.
+
+        Args, raises: as `Options.enqueue`.
+        """
+        return await self.options().enqueue(session, *args, **kwargs)
+
+    def options(
+        self,
+        *,
+        delay: float | timedelta = 0,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+    ) -> Options[P]:
+        """How one enqueue differs from the definition.
+
+        Args:
+            delay: seconds, or a timedelta, from the enqueue until the job is due.
+            run_at: the moment it is due, with a time zone; instead of `delay`.
+            queue: another queue than the definition's.
+
+        Raises:
+            ArgumentsInvalid: `run_at` has no time zone, is more than 36,500 days away or stands beside a delay, the
+                delay is negative or as long, or the queue's name cannot be one.
+
+        """
+        call = template(self.name, queue=self.rules.queue if queue is None else queue, delay=delay, run_at=run_at)
+        return Options(self.signature.bind, call)
+
+
+class JobDecorator(Protocol):
+    """What `@job(…)` with options returns."""
+
+    def __call__(self, fn: Callable[Concatenate[First, P], Coroutine[Any, Any, R]], /) -> JobFunction[First, P, R]:
+        """Make the function a job."""
+
+
+@overload
+def job(fn: Callable[Concatenate[First, P], Coroutine[Any, Any, R]], /) -> JobFunction[First, P, R]: ...
+@overload
+def job(**options: Unpack[JobOptions]) -> JobDecorator: ...
+def job(fn: Any = None, /, **options: Unpack[JobOptions]) -> Any:
+    """Make an async function a job: `@job`, or `@job(queue="billing", max_attempts=8, timeout=60)`.
+
+    Its first parameter is an `AsyncSession` or a `JobContext`; the rest are the job's arguments.
+
+    Args:
+        fn: the function.
+        options:
+            `name`: the name it is known by; without one, the last part of its module and its own name:
+            `billing.charge`.
+            `queue`: the queue its jobs wait in.
+            `timeout`: seconds, or a timedelta, after which an attempt is cancelled; without one, `jobs.timeout`.
+            `max_attempts`: after how many failures the job is failed; without one, `jobs.max_attempts`.
+
+    Raises:
+        DefinitionError: the function cannot be a job, or an option is not one; the message says how it must look.
+        DuplicateJob: another function has that name.
+
+    """
+    if fn is None:
+        return lambda function: define(function, JobFunction, **options)
+    return define(fn, JobFunction, **options)
