@@ -138,7 +138,7 @@ def _no_fence() -> None:
     """The completing UPDATE asks for whatever token the row has."""
     succeed_many, known = transitions.succeed_many, select(Job.id, Job.token)
 
-    async def with_any_token(connection: AsyncConnection, results: Mapping[Held, str]) -> set[Held]:
+    async def with_any_token(connection: AsyncConnection, results: Mapping[Held, str], _remarks: Any) -> set[Held]:
         tokens = dict((await connection.execute(known)).all())
         as_it_is = {Held(held.job_id, tokens[held.job_id] or held.token): text for held, text in results.items()}
         done = {held.job_id for held in await succeed_many(connection, as_it_is)}
@@ -161,7 +161,7 @@ def _split_completion() -> None:
 def _no_commit() -> None:
     """The success is stored and what the job wrote is not."""
 
-    async def not_there(_attempt: Attempt, _held: Held, _result: str) -> bool:
+    async def not_there(_attempt: Attempt, _held: Held, _result: str, _remarks: Any) -> bool:
         return False
 
     _put(Attempt, "commit_success", not_there)

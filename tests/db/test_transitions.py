@@ -27,6 +27,7 @@ from tests.db.moves import (
     unless_locked,
 )
 from tests.support import attempts, row
+from worker.core.remarks import Remarks
 from worker.core.states import FINAL, JobState
 from worker.db import transitions
 from worker.db.ids import uuid7
@@ -265,3 +266,61 @@ async def test_many_are_released_except_those_that_are_not_held(engine: AsyncEng
     }
     assert (await row(engine, other.job_id)).state == JobState.RUNNING
     assert (await row(engine, mine.job_id)).run_at <= datetime.now(UTC) + timedelta(seconds=1)
+
+
+# ── remarks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SLOW = Remarks(blocked=timedelta(seconds=2), lazy_loads={"Order.lines": 70})
+QUICK = Remarks(blocked=timedelta(seconds=0.5), lazy_loads={"Order.lines": 3})
+
+
+async def test_a_success_with_something_to_tell_leaves_an_attempt(engine: AsyncEngine) -> None:
+    held = await a_held_job(engine, attempt=3, worker_id=uuid7())
+
+    assert await send(engine, lambda connection: connection.run_sync(transitions.succeed, held, '"done"', SLOW))
+
+    [told], job = await attempts(engine, held.job_id), await row(engine, held.job_id)
+    assert (job.state, job.result) == (JobState.SUCCEEDED, "done")
+    assert (told.ending, told.blocked, told.lazy_loads) == ("succeeded", SLOW.blocked, SLOW.lazy_loads)
+    assert (told.token, told.number, told.worker_id) == (held.token, 3, job.worker_id)
+    assert (told.started_at, told.finished_at) == (job.started_at, job.finished_at)
+
+
+async def test_a_success_with_little_to_tell_leaves_none(engine: AsyncEngine) -> None:
+    one, many = await a_held_job(engine), await a_held_job(engine)
+
+    await send(engine, lambda connection: connection.run_sync(transitions.succeed, one, "1", QUICK))
+    await send(engine, lambda connection: transitions.succeed_many(connection, {many: "1"}, {many: QUICK}))
+
+    assert await attempts(engine, one.job_id) == await attempts(engine, many.job_id) == []
+
+
+async def test_a_lost_success_with_something_to_tell_leaves_nothing(engine: AsyncEngine) -> None:
+    held = await a_held_job(engine)
+    stale = Held(held.job_id, uuid4())
+
+    assert not await send(engine, lambda connection: connection.run_sync(transitions.succeed, stale, "1", SLOW))
+    assert not await send(engine, lambda connection: transitions.succeed_many(connection, {stale: "1"}, {stale: SLOW}))
+
+    assert await attempts(engine, held.job_id) == []
+
+
+async def test_of_many_successes_those_with_something_to_tell_leave_an_attempt(engine: AsyncEngine) -> None:
+    held = [await a_held_job(engine) for _ in range(3)]
+    results, remarks = dict.fromkeys(held, "1"), {held[1]: SLOW}
+
+    done = await send(engine, lambda connection: transitions.succeed_many(connection, results, remarks))
+
+    assert done == set(held)
+    assert [len(await attempts(engine, one.job_id)) for one in held] == [0, 1, 0]
+    [told] = await attempts(engine, held[1].job_id)
+    assert (told.blocked, told.lazy_loads) == (SLOW.blocked, SLOW.lazy_loads)
+
+
+async def test_an_attempt_that_did_not_succeed_tells_also_little_things(engine: AsyncEngine) -> None:
+    held = await a_held_job(engine)
+
+    await send(engine, lambda connection: transitions.fail(connection, held, ERROR, remarks=QUICK))
+
+    [told] = await attempts(engine, held.job_id)
+    assert (told.blocked, told.lazy_loads) == (QUICK.blocked, QUICK.lazy_loads)

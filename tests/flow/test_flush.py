@@ -43,9 +43,9 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sent: list[int] = []
     real = transitions.succeed_many
 
-    async def counting(connection: Any, results: Any) -> Any:
+    async def counting(connection: Any, results: Any, remarks: Any) -> Any:
         sent.append(len(results))
-        return await real(connection, results)
+        return await real(connection, results, remarks)
 
     monkeypatch.setattr(transitions, "succeed_many", counting)
     return sent
@@ -116,10 +116,10 @@ async def test_an_error_that_nobody_foresaw_fails_its_job_and_no_other(
 ) -> None:
     real = transitions.succeed_many
 
-    async def unforeseen(connection: Any, results: dict[Held, str]) -> Any:
+    async def unforeseen(connection: Any, results: dict[Held, str], remarks: Any) -> Any:
         if '"guilty"' in results.values():
             raise RuntimeError("unforeseen")
-        return await real(connection, results)
+        return await real(connection, results, remarks)
 
     monkeypatch.setattr(transitions, "succeed_many", unforeseen)
     async with a_work_with(settings, answers) as work:

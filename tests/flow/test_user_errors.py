@@ -104,14 +104,14 @@ async def test_a_success_that_a_slow_server_would_not_store_in_time_is_stored_la
 ) -> None:
     real, slow = transitions.succeed_many, [True]
 
-    async def succeed_many(connection: AsyncConnection, results: Any) -> Any:
+    async def succeed_many(connection: AsyncConnection, results: Any, remarks: Any) -> Any:
         if slow.pop() if slow else False:
             await connection.execute(text("SET statement_timeout = 50"))
             try:
                 await connection.execute(text("SELECT pg_sleep(10)"))
             finally:
                 await connection.execute(text("RESET statement_timeout"))
-        return await real(connection, results)
+        return await real(connection, results, remarks)
 
     async def job(ctx: JobContext) -> int:
         return 7

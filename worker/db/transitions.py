@@ -7,6 +7,7 @@ transaction holds; one of a single row fails at once (`worker.db.failures.is_con
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,12 +19,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.core.blame import SUSPECT_FROM
 from worker.core.outcome import ErrorText
+from worker.core.remarks import NOTHING, Remarks
 from worker.core.states import Ending, JobState
 from worker.db.statements.cancel import REQUEST_CANCEL
 from worker.db.statements.claim import CLAIM_BY_ID, CLAIM_BY_SCAN
 from worker.db.statements.leave import LEAVE_ONE, RELEASE_MANY, RESCUE
 from worker.db.statements.prune import PRUNE
-from worker.db.statements.succeed import SUCCEED, SUCCEED_MANY
+from worker.db.statements.succeed import SUCCEED, SUCCEED_MANY, SUCCEED_MANY_REMARKED, SUCCEED_REMARKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,23 +116,40 @@ def _claimed(token: UUID, rows: Sequence[Any]) -> list[ClaimedJob]:
 # ── running → succeeded ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def succeed(connection: Connection, held: Held, result: str) -> bool:
+def succeed(connection: Connection, held: Held, result: str, remarks: Remarks = NOTHING) -> bool:
     """Running → succeeded inside the attempt's own transaction; False when this attempt no longer holds the job.
 
-    Waits for another transaction that holds the row.
+    Waits for another transaction that holds the row. Notable remarks leave an attempt.
     """
     parameters = {"job_id": held.job_id, "mine": held.token, "json": result}
-    return connection.execute(SUCCEED, parameters).first() is not None
+    if not remarks.notable:
+        return connection.execute(SUCCEED, parameters).first() is not None
+    return connection.execute(SUCCEED_REMARKED, {**parameters, **_told(remarks)}).first() is not None
 
 
-async def succeed_many(connection: AsyncConnection, results: Mapping[Held, str]) -> set[Held]:
-    """Running → succeeded for jobs that wrote nothing, in one statement; returns those whose success it stored."""
-    parameters = {
+async def succeed_many(
+    connection: AsyncConnection, results: Mapping[Held, str], remarks: Mapping[Held, Remarks] | None = None
+) -> set[Held]:
+    """Running → succeeded for jobs that wrote nothing, in one statement; returns those whose success it stored.
+
+    Those with notable remarks leave an attempt each.
+    """
+    parameters: dict[str, list[Any]] = {
         "job_id": [held.job_id for held in results],
         "mine": [held.token for held in results],
         "json": list(results.values()),
     }
-    return {Held(*row) for row in await connection.execute(SUCCEED_MANY, parameters)}
+    notable = {held: _told(remark) for held, remark in (remarks or {}).items() if remark.notable}
+    if not notable:
+        return {Held(*row) for row in await connection.execute(SUCCEED_MANY, parameters)}
+    told = [notable.get(held) or _told(NOTHING) for held in results]
+    parameters |= {name: [one[name] for one in told] for name in _told(NOTHING)}
+    return {Held(*row) for row in await connection.execute(SUCCEED_MANY_REMARKED, parameters)}
+
+
+def _told(remarks: Remarks) -> dict[str, Any]:
+    lazy_loads = None if remarks.lazy_loads is None else json.dumps(remarks.lazy_loads)
+    return {"blocked": remarks.blocked, "lazy_loads": lazy_loads}
 
 
 # ── running → queued, failed, cancelled ─────────────────────────────────────────────────────────────────────────────
@@ -146,6 +165,7 @@ async def _leave_one(
     failures: int = 0,
     error: str | None = None,
     traceback: str | None = None,
+    remarks: Remarks = NOTHING,
 ) -> Moved | None:
     # Fails at once where another transaction holds the row.
     parameters = {
@@ -157,6 +177,7 @@ async def _leave_one(
         "failures": failures,
         "error": error,
         "traceback": traceback,
+        **_told(remarks),
     }
     return next(iter(_moved((await connection.execute(LEAVE_ONE, parameters)).all())), None)
 
@@ -169,7 +190,13 @@ def _moved(rows: Sequence[Any]) -> list[Moved]:
 
 
 async def retry(
-    connection: AsyncConnection, held: Held, error: ErrorText, *, wait: timedelta, counts: bool
+    connection: AsyncConnection,
+    held: Held,
+    error: ErrorText,
+    *,
+    wait: timedelta,
+    counts: bool,
+    remarks: Remarks = NOTHING,
 ) -> Moved | None:
     """Running → queued after a failed attempt, due again after `wait`; None when the job is no longer held."""
     return await _leave_one(
@@ -181,10 +208,13 @@ async def retry(
         failures=int(counts),
         error=f"{error.type}: {error.message}",
         traceback=error.traceback,
+        remarks=remarks,
     )
 
 
-async def fail(connection: AsyncConnection, held: Held, error: ErrorText) -> Moved | None:
+async def fail(
+    connection: AsyncConnection, held: Held, error: ErrorText, *, remarks: Remarks = NOTHING
+) -> Moved | None:
     """Running → failed: there will be no more attempts; None when the job is no longer held."""
     return await _leave_one(
         connection,
@@ -194,22 +224,29 @@ async def fail(connection: AsyncConnection, held: Held, error: ErrorText) -> Mov
         failures=1,
         error=f"{error.type}: {error.message}",
         traceback=error.traceback,
+        remarks=remarks,
     )
 
 
-async def cancel(connection: AsyncConnection, held: Held, reason: str) -> Moved | None:
+async def cancel(connection: AsyncConnection, held: Held, reason: str, *, remarks: Remarks = NOTHING) -> Moved | None:
     """Running → cancelled, because the job said so or somebody asked; None when the job is no longer held."""
-    return await _leave_one(connection, held, JobState.CANCELLED, Ending.CANCELLED, error=reason)
+    return await _leave_one(connection, held, JobState.CANCELLED, Ending.CANCELLED, error=reason, remarks=remarks)
 
 
-async def snooze(connection: AsyncConnection, held: Held, wait: timedelta) -> Moved | None:
+async def snooze(
+    connection: AsyncConnection, held: Held, wait: timedelta, *, remarks: Remarks = NOTHING
+) -> Moved | None:
     """Running → queued because the job asked for more time; counts as no failure."""
-    return await _leave_one(connection, held, JobState.QUEUED, Ending.SNOOZED, wait=wait)
+    return await _leave_one(connection, held, JobState.QUEUED, Ending.SNOOZED, wait=wait, remarks=remarks)
 
 
-async def release(connection: AsyncConnection, held: Held, reason: str, *, wait: timedelta) -> Moved | None:
+async def release(
+    connection: AsyncConnection, held: Held, reason: str, *, wait: timedelta, remarks: Remarks = NOTHING
+) -> Moved | None:
     """Running → queued through no fault of the job; counts as no failure."""
-    return await _leave_one(connection, held, JobState.QUEUED, Ending.RELEASED, wait=wait, error=reason)
+    return await _leave_one(
+        connection, held, JobState.QUEUED, Ending.RELEASED, wait=wait, error=reason, remarks=remarks
+    )
 
 
 async def release_many(connection: AsyncConnection, held: Sequence[Held], reason: str) -> list[Moved]:

@@ -10,13 +10,14 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from worker.core.remarks import Remarks
 from worker.db.transitions import Held
 from worker.flow.attempt import Attempt
 
 _BETWEEN_THE_TWO_COMMITS = 0.1  # seconds; a busy database does not need our help to take as long
 
 
-async def _commit_then_complete(attempt: Any, held: Held, result: str) -> bool:
+async def _commit_then_complete(attempt: Any, held: Held, result: str, remarks: Remarks) -> bool:
     if attempt._session is None:
         return False
 

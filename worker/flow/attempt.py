@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from worker.core.errors import LeaseLost, TransactionAborted
+from worker.core.remarks import NOTHING, Remarks
 from worker.db import transitions
 from worker.db.failures import is_aborted
 from worker.db.session import AttemptTransaction, joining
@@ -52,7 +53,7 @@ class Attempt:
         """The hints of what the job enqueued, to be published once its success is committed."""
         return self._outbox.hints
 
-    async def commit_success(self, held: Held, result: str) -> bool:
+    async def commit_success(self, held: Held, result: str, remarks: Remarks = NOTHING) -> bool:
         """Commit the success and the result together with all the job wrote; False when it took no connection.
 
         Raises:
@@ -63,15 +64,15 @@ class Attempt:
         """
         if self._session is None:
             return False
-        return await self._session.run_sync(self._commit_success, held, result)
+        return await self._session.run_sync(self._commit_success, held, result, remarks)
 
-    def _commit_success(self, session: Session, held: Held, result: str) -> bool:
+    def _commit_success(self, session: Session, held: Held, result: str, remarks: Remarks) -> bool:
         try:
             session.commit()  # flushes what the job left pending
             if not self.transaction.taken:
                 return False
             connection = self.transaction.ready_to_complete()
-            still_held = transitions.succeed(connection, held, result)
+            still_held = transitions.succeed(connection, held, result, remarks)
         except PendingRollbackError as error:
             raise TransactionAborted(_ABORTED) from error
         except Exception as error:

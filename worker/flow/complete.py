@@ -55,7 +55,7 @@ async def succeed(work: Work, run: Run, attempt: Attempt, result: str) -> None:
     limit = asyncio.timeout(_COMPLETION_LIMIT.total_seconds())
     try:
         async with limit:
-            committed = await attempt.commit_success(held, result)
+            committed = await attempt.commit_success(held, result, run.remarks)
     except BaseException as error:
         in_doubt = attempt.transaction.commit_sent and not _was_refused(error)
         if not in_doubt or not await _has_committed(work, attempt, held):
@@ -105,13 +105,13 @@ async def end(work: Work, run: Run, outcome: Outcome) -> None:
     """Running → queued, failed or cancelled, as the outcome says; its own writes were rolled back before."""
     held = run.claimed.held
     try:
-        moved = await until_answered(work.processor, partial(_move, held=held, outcome=outcome))
+        moved = await until_answered(work.processor, partial(_move, run=run, outcome=outcome))
     except Exception as refusal:
         if isinstance(outcome, Failed):
             raise
         # PostgreSQL refuses what this outcome says, and a job that cannot end would run for ever.
         outcome = Failed(ErrorText.of(refusal))
-        moved = await until_answered(work.processor, partial(_move, held=held, outcome=outcome))
+        moved = await until_answered(work.processor, partial(_move, run=run, outcome=outcome))
     if moved is None:
         lease_lost(work, run)
         return
@@ -121,18 +121,19 @@ async def end(work: Work, run: Run, outcome: Outcome) -> None:
     publish_waiting(work, [moved])
 
 
-async def _move(connection: AsyncConnection, *, held: Held, outcome: Outcome) -> Moved | None:
+async def _move(connection: AsyncConnection, *, run: Run, outcome: Outcome) -> Moved | None:
+    held, remarks = run.claimed.held, run.remarks
     match outcome:
         case RetryAfter(delay, error, counts):
-            return await transitions.retry(connection, held, error, wait=delay, counts=counts)
+            return await transitions.retry(connection, held, error, wait=delay, counts=counts, remarks=remarks)
         case Snoozed(delay):
-            return await transitions.snooze(connection, held, delay)
+            return await transitions.snooze(connection, held, delay, remarks=remarks)
         case Cancelled(reason):
-            return await transitions.cancel(connection, held, reason)
+            return await transitions.cancel(connection, held, reason, remarks=remarks)
         case Failed(error):
-            return await transitions.fail(connection, held, error)
+            return await transitions.fail(connection, held, error, remarks=remarks)
         case Released(delay, reason):
-            return await transitions.release(connection, held, reason, wait=delay)
+            return await transitions.release(connection, held, reason, wait=delay, remarks=remarks)
         case Succeeded():
             raise AssertionError("a success is completed in its own transaction, by succeed()")
         case _:
@@ -195,7 +196,7 @@ def _count(work: Work, outcome: Outcome) -> str | None:
 
 
 def _tell(run: Run, outcome: str, error: str | None) -> None:
-    claimed = run.claimed
+    claimed, blocked = run.claimed, run.remarks.blocked
     emit(
         AttemptEnded(
             job=claimed.held.job_id,
@@ -204,5 +205,6 @@ def _tell(run: Run, outcome: str, error: str | None) -> None:
             outcome=outcome,
             seconds=time.monotonic() - run.started,
             error=error,
+            blocked=None if blocked is None else blocked.total_seconds(),
         )
     )

@@ -9,6 +9,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from worker.core.remarks import NOTHING
 from worker.core.states import JobState
 from worker.db import reads, transitions
 from worker.db.send import until_answered
@@ -86,9 +87,10 @@ class Flusher:
     async def _flush(self, batch: list[tuple[Run, str]]) -> None:
         """Store a batch; one that the server rejects for its data is halved until the guilty one is alone."""
         results = {run.claimed.held: result for run, result in batch}
+        remarks = {run.claimed.held: run.remarks for run, _ in batch if run.remarks is not NOTHING}
 
         async def send(connection: AsyncConnection) -> dict[Held, JobState]:
-            stored = await transitions.succeed_many(connection, results)
+            stored = await transitions.succeed_many(connection, results, remarks)
             missing = [held for held in results if held not in stored]
             # An earlier send may have committed although its answer was lost.
             others = await reads.states_under(connection, missing) if missing else {}

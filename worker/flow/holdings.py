@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
+from worker.core.remarks import NOTHING, Remarks
 from worker.db.transitions import ClaimedJob, Held
 
 
@@ -34,6 +35,7 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     in_function: bool = False
     cancelled_because: Because | None = None
+    remarks: Remarks = NOTHING
 
     def cancel(self, reason: Because) -> bool:
         """Cancel the job's function; once it has returned, its completion is nobody's to interrupt."""

@@ -95,6 +95,7 @@ class AttemptEnded(Event):
     outcome: str
     seconds: float
     error: str | None = None
+    blocked: float | None = None  # seconds for which it held the event loop
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,14 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from worker.core.states import FINAL, Ending, JobState
 from worker.db.models import Attempt, Job, constant
 from worker.db.statements.rows import given_rows, held_rows
+
+# What became of a job whose worker is gone, or never knew it, nobody can tell.
+_UNTOLD, _UNTOLD_INTERVAL = null(), cast(null(), Interval)
 
 
 def _leave(
@@ -41,6 +45,8 @@ def _leave(
     ending: ColumnElement[str],
     error: ColumnElement[Any],
     traceback: ColumnElement[Any],
+    blocked: ColumnElement[Any] = _UNTOLD_INTERVAL,
+    lazy_loads: ColumnElement[Any] = _UNTOLD,
 ) -> Select[Any]:
     """The held rows leave `running` and each leaves an attempt; a job somebody asked to cancel is not run again."""
     to = case((and_(state == JobState.QUEUED, Job.cancel_requested), literal(JobState.CANCELLED.value)), else_=state)
@@ -70,13 +76,26 @@ def _leave(
             ending.label("ending"),
             error.label("error_text"),
             traceback.label("traceback"),
+            blocked.label("blocked"),
+            cast(lazy_loads, JSONB).label("lazy_loads"),
         )
         .cte("moved")
     )
     noted = (
         insert(Attempt)
         .from_select(
-            ["job_id", "token", "number", "worker_id", "started_at", "ending", "error", "traceback"],
+            [
+                "job_id",
+                "token",
+                "number",
+                "worker_id",
+                "started_at",
+                "ending",
+                "error",
+                "traceback",
+                "blocked",
+                "lazy_loads",
+            ],
             select(
                 moved.c.id,
                 moved.c.token,
@@ -86,6 +105,8 @@ def _leave(
                 moved.c.ending,
                 moved.c.error_text,
                 moved.c.traceback,
+                moved.c.blocked,
+                moved.c.lazy_loads,
             ),
             include_defaults=False,
         )
@@ -121,6 +142,8 @@ LEAVE_ONE = _leave(
     ending=bindparam("ending", type_=Text),
     error=bindparam("error", type_=Text),
     traceback=bindparam("traceback", type_=Text),
+    blocked=bindparam("blocked", type_=Interval),
+    lazy_loads=bindparam("lazy_loads", type_=Text),
 )
 
 

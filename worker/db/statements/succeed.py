@@ -1,49 +1,103 @@
-"""Running → succeeded: one in the attempt's own transaction, many by a flush."""
+"""Running → succeeded: one in the attempt's own transaction, many by a flush; some leave a row in `attempt`."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import Text, Uuid, bindparam, cast, func, null, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Interval,
+    Select,
+    Text,
+    Update,
+    Uuid,
+    bindparam,
+    cast,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
-from worker.core.states import JobState
-from worker.db.models import Job, constant
+from worker.core.states import Ending, JobState
+from worker.db.models import Attempt, Job, constant
 from worker.db.statements.rows import given_rows, held_rows
 
 # A client that goes silent between this statement and its COMMIT is ended by the server.
 _SILENCE_LIMIT_MS: Final = "5000"
-
-SUCCEED = (
-    update(Job)
-    .where(
-        Job.id == bindparam("job_id", type_=Uuid),
-        Job.token == bindparam("mine", type_=Uuid),
-        Job.state == constant(JobState.RUNNING),
-    )
-    .values(
-        state=JobState.SUCCEEDED,
-        result=cast(bindparam("json", type_=Text), JSONB),
-        finished_at=func.clock_timestamp(),
-        error=null(),
-    )
-    .returning(Job.id, func.set_config("idle_in_transaction_session_timeout", _SILENCE_LIMIT_MS, true()))
-)
+_end_the_silent = func.set_config("idle_in_transaction_session_timeout", _SILENCE_LIMIT_MS, true())
 
 
-def _succeed_many_statement() -> Any:
-    held = held_rows(given_rows(("job_id", Uuid), ("mine", Uuid), ("json", Text)))
+def _succeeding(json: ColumnElement[str], *which: ColumnElement[bool]) -> Update:
     return (
         update(Job)
-        .where(Job.id == held.c.id)
-        .values(
-            state=JobState.SUCCEEDED,
-            result=cast(held.c.json, JSONB),
-            finished_at=func.clock_timestamp(),
-            error=null(),
-        )
-        .returning(Job.id, Job.token)
+        .where(*which)
+        .values(state=JobState.SUCCEEDED, result=cast(json, JSONB), finished_at=func.clock_timestamp(), error=null())
     )
 
 
-SUCCEED_MANY = _succeed_many_statement()
+def _remarked(
+    succeeding: Update, blocked: ColumnElement[Any], lazy_loads: ColumnElement[Any], *told: ColumnElement[Any]
+) -> Select[Any]:
+    """The same, and each success of which there is something to tell leaves an attempt."""
+    done = succeeding.returning(
+        Job.id,
+        Job.token,
+        Job.attempt,
+        Job.worker_id,
+        Job.started_at,
+        Job.finished_at,
+        blocked.label("blocked"),
+        cast(lazy_loads, JSONB).label("lazy_loads"),
+        *told,
+    ).cte("done")
+    of = done.c
+    rows = select(
+        of.id,
+        of.token,
+        of.attempt,
+        of.worker_id,
+        of.started_at,
+        of.finished_at,
+        literal(Ending.SUCCEEDED.value, Text),
+        of.blocked,
+        of.lazy_loads,
+    ).where(or_(of.blocked.is_not(None), of.lazy_loads.is_not(None)))
+    into = [
+        "job_id",
+        "token",
+        "number",
+        "worker_id",
+        "started_at",
+        "finished_at",
+        "ending",
+        "blocked",
+        "lazy_loads",
+    ]
+    noted = insert(Attempt).from_select(into, rows, include_defaults=False).cte("noted")
+    return select(of.id, of.token).add_cte(noted)
+
+
+_one = _succeeding(
+    bindparam("json", type_=Text),
+    Job.id == bindparam("job_id", type_=Uuid),
+    Job.token == bindparam("mine", type_=Uuid),
+    Job.state == constant(JobState.RUNNING),
+)
+SUCCEED = _one.returning(Job.id, _end_the_silent)
+SUCCEED_REMARKED = _remarked(
+    _one, bindparam("blocked", type_=Interval), bindparam("lazy_loads", type_=Text), _end_the_silent
+)
+
+_held = held_rows(given_rows(("job_id", Uuid), ("mine", Uuid), ("json", Text)))
+SUCCEED_MANY: Any = _succeeding(_held.c.json, Job.id == _held.c.id).returning(Job.id, Job.token)
+
+_told = held_rows(
+    given_rows(("job_id", Uuid), ("mine", Uuid), ("json", Text), ("blocked", Interval), ("lazy_loads", Text))
+)
+SUCCEED_MANY_REMARKED = _remarked(_succeeding(_told.c.json, Job.id == _told.c.id), _told.c.blocked, _told.c.lazy_loads)
