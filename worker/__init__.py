@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from worker.client import Client
-    from worker.core.context import JobContext
+    from worker.core.context import JobContext, current_job
     from worker.core.errors import (
         ArgumentsInvalid,
         AutocommitRefused,
@@ -65,6 +65,7 @@ __all__ = [
     "UnknownJob",
     "Worker",
     "cancel",
+    "current_job",
     "enqueue",
     "enqueue_many",
     "flush_hints",
@@ -74,7 +75,7 @@ __all__ = [
 
 _HOMES = {
     "Client": "worker.client",
-    "JobContext": "worker.core.context",
+    **dict.fromkeys(("JobContext", "current_job"), "worker.core.context"),
     **dict.fromkeys(("Cancel", "Fail", "Retry", "Snooze"), "worker.core.outcome"),
     **dict.fromkeys(("Cancellation", "cancel"), "worker.flow.cancel"),
     **dict.fromkeys(("Call", "enqueue", "enqueue_many"), "worker.flow.enqueue"),

@@ -164,10 +164,20 @@ def test_another_first_parameter_is_refused(make: Callable[[], Any], message: st
 # --- the kind of function
 
 
-def plain(session: AsyncSession) -> None: ...
+def plain(session: Session, n: int) -> None: ...
+def plain_annotated(session: "Annotated[Session, 1]", /) -> None: ...  # noqa: UP037
+def plain_async(session: AsyncSession) -> None: ...
+def plain_context(ctx: JobContext) -> None: ...
+def plain_other(number: int) -> None: ...
+def plain_nothing() -> None: ...
 
 
-def generator(session: AsyncSession) -> Any:
+@pytest.mark.parametrize("fn", [plain, plain_annotated])
+def test_a_def_job_takes_a_sync_session(fn: Any) -> None:
+    assert Signature(fn, "x").takes == "sync session"
+
+
+def generator(session: Session) -> Any:
     yield 1
 
 
@@ -183,11 +193,14 @@ class Callable_:  # noqa: N801
 @pytest.mark.parametrize(
     ("fn", "message"),
     [
-        (plain, "`def` functions cannot be jobs; write `async def`"),
-        (lambda session: None, "`def` functions cannot be jobs; write `async def`"),
-        (generator, "a generator cannot be a job; write `async def` with `return`, not `yield`"),
-        (async_generator, "a generator cannot be a job; write `async def` with `return`, not `yield`"),
-        (Callable_(), "not a function but Callable_; put @job on an `async def` function"),
+        (plain_async, "takes an AsyncSession; write `async def`, or session: Session"),
+        (plain_context, "takes the context; write session: Session and call worker.current_job()"),
+        (plain_other, "its first parameter number is int; write session: Session"),
+        (plain_nothing, "has no first parameter; write session: Session"),
+        (lambda session: None, "its first parameter session has no annotation; write session: Session"),
+        (generator, "a generator cannot be a job; write `return`, not `yield`"),
+        (async_generator, "a generator cannot be a job; write `return`, not `yield`"),
+        (Callable_(), "not a function but Callable_; put @job on an `async def` or `def` function"),
         (Callable_().method, "not a function but method"),
         (functools.partial(charge, invoice_id=1), "not a function but partial"),
         (staticmethod(charge), "not a function but staticmethod"),
@@ -195,7 +208,7 @@ class Callable_:  # noqa: N801
         (Callable_.method, "its first parameter self has no annotation"),
     ],
 )
-def test_only_async_functions_can_be_jobs(fn: Any, message: str) -> None:
+def test_what_is_no_function_that_a_worker_can_call_is_refused(fn: Any, message: str) -> None:
     assert message in refusal(fn)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from sqlalchemy.orm import Session
 
 from worker import JobContext
-from worker.flow.job import JobFunction
+from worker.flow.job import JobFunction, SyncJobFunction
 
 REPOSITORY = Path(__file__).parents[2]
 SAID = re.compile(r"^[^:]+:(?P<line>\d+): error: (?P<text>.+)$")
@@ -21,6 +22,7 @@ USES = """
 from collections.abc import Coroutine
 from typing import Any, assert_type
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from worker import Cancellation, Handle, JobContext, cancel, enqueue, enqueue_many, job
 from worker import enqeue  # refused: has no attribute "enqeue"
 
@@ -32,7 +34,15 @@ async def charge(session: AsyncSession, invoice_id: int, memo: str = "") -> list
 async def deliver(ctx: JobContext, url: str, *, tries: int) -> float:
     return 1.0
 
-@job  # refused: has incompatible type
+@job
+def close_month(session: Session, month: str, *, force: bool = False) -> dict[str, int]:
+    return {month: 1}
+
+@job(queue="cpu")
+def add_up(session: Session, numbers: list[int]) -> int:
+    return sum(numbers)
+
+@job  # refused: No overload variant of "job"
 def not_async(session: AsyncSession) -> int:
     return 1
 
@@ -51,6 +61,13 @@ async def wanted(session: AsyncSession, ctx: JobContext) -> None:
     assert_type(await deliver(ctx, "u", tries=2), float)
     coroutine: Coroutine[Any, Any, list[str]] = charge(session, 7)
     await coroutine
+    assert_type(await close_month.enqueue(session, month="2026-10"), Handle)
+    assert_type(await add_up.options(delay=60).enqueue(session, [7]), Handle)
+    assert_type(await enqueue_many(session, [close_month.call("2026-10", force=True)]), list[Handle])
+
+def plain_script(session: Session) -> None:
+    assert_type(close_month(session, "2026-10"), dict[str, int])
+    assert_type(add_up(session, [7]), int)
 
 async def refused(session: AsyncSession, ctx: JobContext) -> None:
     await charge.enqueue(session, "7")  # refused: incompatible type "str"; expected "int"
@@ -76,6 +93,11 @@ async def refused(session: AsyncSession, ctx: JobContext) -> None:
     await charge(ctx, 7)  # refused: expected "AsyncSession"
     await deliver(session, "u", tries=1)  # refused: expected "JobContext"
     text: str = await charge(session, 7)  # refused: expression has type "list[str]"
+    await close_month.enqueue(session, 7)  # refused: incompatible type "int"; expected "str"
+    await close_month.enqueue(session)  # refused: month
+    await close_month.enqueue(session, "2026-10", True)  # refused: Too many positional arguments
+    await add_up.options(delay=1).enqueue(session, ["7"])  # refused: "str"; expected "int"
+    close_month(session, "2026-10")  # refused: expected "Session"
 """
 
 
@@ -135,3 +157,16 @@ async def test_a_decorated_function_stays_awaitable_as_it_was() -> None:
     assert inspect.signature(doubled) == inspect.signature(double)
     assert inspect.getdoc(doubled) == "Twice the number."
     assert await doubled(cast("JobContext", None), 4) == 8
+
+
+def test_a_decorated_def_stays_the_sync_function_it_was() -> None:
+    def double(session: Session, number: int) -> int:
+        """Twice the number."""
+        return 2 * number
+
+    doubled = SyncJobFunction(double)
+
+    assert not inspect.iscoroutinefunction(doubled)
+    assert inspect.signature(doubled) == inspect.signature(double)
+    assert inspect.getdoc(doubled) == "Twice the number."
+    assert doubled(cast("Session", None), 4) == 8

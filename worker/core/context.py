@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -94,3 +96,25 @@ class JobContext:
 
     def __repr__(self) -> str:
         return f"<JobContext {self._name} {self._job_id} attempt {self._attempt}>"
+
+
+_current: Final[ContextVar[JobContext | None]] = ContextVar("exarq_current_job", default=None)
+
+
+@contextmanager
+def be_current(context: JobContext) -> Iterator[None]:
+    """Make this what `current_job()` returns, for what is called within the block."""
+    token = _current.set(context)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_job() -> JobContext | None:
+    """The attempt that calls this from inside a `def` job; None elsewhere.
+
+    For legacy code, whose functions have no parameter for it, and which also runs outside of a worker: its attempt
+    number, its idempotency key for outside services. An async job takes `ctx: JobContext` instead.
+    """
+    return _current.get()

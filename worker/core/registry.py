@@ -28,7 +28,8 @@ class Definition(Generic[First, P, R]):
     """A job's function with its name and options; called, it is the function it was.
 
     Args:
-        fn: an `async def` whose first parameter is an `AsyncSession` or a `JobContext`.
+        fn: an `async def` whose first parameter is an `AsyncSession` or a `JobContext`, or a `def` whose first is a
+            `Session`.
         options: as in `JobOptions`; `name` is how rows name the job, without one the last part of the module and the
             function's qualified name.
 
@@ -48,7 +49,8 @@ class Definition(Generic[First, P, R]):
         label = label_of(fn)
         checked_name(self.name, label)
         self.rules = Rules.of(options, label)
-        _look_async(self, fn)
+        if inspect.iscoroutinefunction(fn):
+            _look_async(self, fn)
 
     def __call__(self, first: First, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call the function itself, here and now."""

@@ -18,10 +18,11 @@ from worker.core.codec import Codec, faults
 from worker.core.context import JobContext
 from worker.core.errors import ArgumentsInvalid, DefinitionError, NotStorable, ResultInvalid
 
-Takes: TypeAlias = Literal["session", "context"]
+Takes: TypeAlias = Literal["session", "context", "sync session"]
 _Parameter: TypeAlias = inspect.Parameter
 
 _WANTED = "session: AsyncSession or ctx: JobContext"
+_WANTED_SYNC = "session: Session"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Signature:
 
     @property
     def takes(self) -> Takes:
-        """Whether the function's first parameter is the session or the context."""
+        """What the function's first parameter is; a `def` takes the sync session."""
         return self._resolved().takes
 
     def bind(self, /, *args: Any, **kwargs: Any) -> str:
@@ -158,7 +159,8 @@ class Signature:
             raise
         except Exception as error:  # annotations are code of anybody
             raise DefinitionError(f"{label}: its annotations cannot be read: {_one_line(error)}") from error
-        takes = _takes(hints.get(self._first.name), self._first.name, label)
+        judge = _takes if inspect.iscoroutinefunction(self._fn) else _sync_takes
+        takes = judge(hints.get(self._first.name), self._first.name, label)
         fields = {name: hints.get(name, Any) for name in self._parameters}
         returns = hints.get("return", Any)
         returns = Any if returns in (NoReturn, typing.Never) else returns
@@ -194,18 +196,19 @@ def label_of(fn: Callable[..., Any]) -> str:
 def _check_kind(fn: Callable[..., Any]) -> None:
     label = label_of(fn)
     if not inspect.isfunction(fn):
-        raise DefinitionError(f"{label}: not a function but {type(fn).__name__}; put @job on an `async def` function")
+        raise DefinitionError(
+            f"{label}: not a function but {type(fn).__name__}; put @job on an `async def` or `def` function"
+        )
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        raise DefinitionError(f"{label}: a generator cannot be a job; write `async def` with `return`, not `yield`")
-    if not inspect.iscoroutinefunction(fn):
-        raise DefinitionError(f"{label}: `def` functions cannot be jobs; write `async def`")
+        raise DefinitionError(f"{label}: a generator cannot be a job; write `return`, not `yield`")
 
 
 def _parameters_of(fn: Callable[..., Any]) -> list[inspect.Parameter]:
     label = label_of(fn)
     parameters = list(inspect.signature(fn).parameters.values())
     if not parameters or parameters[0].kind not in (_Parameter.POSITIONAL_ONLY, _Parameter.POSITIONAL_OR_KEYWORD):
-        raise DefinitionError(f"{label}: has no first parameter; write {_WANTED}")
+        wanted = _WANTED if inspect.iscoroutinefunction(fn) else _WANTED_SYNC
+        raise DefinitionError(f"{label}: has no first parameter; write {wanted}")
     for parameter in parameters[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise DefinitionError(f"{label}: takes {parameter}; name each argument instead")
@@ -215,11 +218,7 @@ def _parameters_of(fn: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _takes(hint: Any, name: str, label: str) -> Takes:
-    if hint is None:
-        raise DefinitionError(f"{label}: its first parameter {name} has no annotation; write {_WANTED}")
-    first = hint
-    while (inner := getattr(first, "__value__", None) or _unannotated(first)) is not None:
-        first = inner
+    first = _first_class(hint, name, label, _WANTED)
     if first is JobContext:
         return "context"
     if isinstance(first, type) and issubclass(first, AsyncSession):
@@ -227,6 +226,25 @@ def _takes(hint: Any, name: str, label: str) -> Takes:
     if isinstance(first, type) and issubclass(first, Session):
         raise DefinitionError(f"{label}: an async job takes an AsyncSession, not a Session; write {_WANTED}")
     raise DefinitionError(f"{label}: its first parameter {name} is {_type_text(hint)}; write {_WANTED}")
+
+
+def _sync_takes(hint: Any, name: str, label: str) -> Takes:
+    first = _first_class(hint, name, label, _WANTED_SYNC)
+    if isinstance(first, type) and issubclass(first, Session):
+        return "sync session"
+    if isinstance(first, type) and issubclass(first, AsyncSession):
+        raise DefinitionError(f"{label}: takes an AsyncSession; write `async def`, or {_WANTED_SYNC}")
+    if first is JobContext:
+        raise DefinitionError(f"{label}: takes the context; write {_WANTED_SYNC} and call worker.current_job()")
+    raise DefinitionError(f"{label}: its first parameter {name} is {_type_text(hint)}; write {_WANTED_SYNC}")
+
+
+def _first_class(hint: Any, name: str, label: str, wanted: str) -> Any:
+    if hint is None:
+        raise DefinitionError(f"{label}: its first parameter {name} has no annotation; write {wanted}")
+    while (inner := getattr(hint, "__value__", None) or _unannotated(hint)) is not None:
+        hint = inner
+    return hint
 
 
 def _unannotated(hint: Any) -> Any:

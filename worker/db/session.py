@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, Transaction, event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from worker.core.errors import DatabaseUnreachable, TransactionEscaped
+from worker.core.errors import DatabaseUnreachable, TransactionAborted, TransactionEscaped
 from worker.db.failures import is_away
 
 _ATTEMPT = "exarq.attempt"
@@ -34,6 +34,11 @@ _ESCAPED = (
     " instead, which keep their meaning inside the attempt's transaction"
 )
 
+
+_LOST = (
+    "the connection was lost, or a cancellation ended it, and with it went what the job had committed so far; the job"
+    " cannot go on from there: let the error pass, so that it is run again"
+)
 
 _OUTLIVED = (
     "the attempt has ended and its session with it; a task that a job starts must end before the job does: await it,"
@@ -127,6 +132,8 @@ class AttemptTransaction:
             raise TransactionEscaped(_OUTLIVED)
         if self._connection is None:
             self._connection = _connect(self._engine)
+        if self._kept and self._connection.invalidated:
+            raise TransactionAborted(_LOST)
         if not self._connection.in_transaction():
             if self._kept:
                 raise TransactionEscaped(_ESCAPED)

@@ -9,12 +9,16 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from enum import StrEnum
+from typing import Any, Final
 from uuid import UUID
 
 from worker.core.remarks import NOTHING, Remarks
 from worker.db.transitions import ClaimedJob, Held
+
+_remarking: Final = threading.Lock()  # one for all: there is seldom anything to remark
 
 
 class Because(StrEnum):
@@ -43,6 +47,17 @@ class Run:
             return False
         self.cancelled_because = reason
         return self.task.cancel()
+
+    def remark(self, **told: Any) -> None:
+        """Add this to what there is to tell of the attempt; may be called from any thread."""
+        with _remarking:
+            self.remarks = replace(self.remarks, **told)
+
+    def charge(self, seconds: float) -> None:
+        """The job held the event loop for so long, once more."""
+        with _remarking:
+            blocked = (self.remarks.blocked or timedelta(0)) + timedelta(seconds=seconds)
+            self.remarks = replace(self.remarks, blocked=blocked)
 
 
 class Holdings:

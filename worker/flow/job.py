@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from worker.core.context import JobContext
 from worker.core.options import JobOptions
@@ -17,7 +19,9 @@ from worker.flow.handle import Handle
 
 P = ParamSpec("P")
 R = TypeVar("R")
-First = TypeVar("First", bound=AsyncSession | JobContext)
+First = TypeVar("First", bound=AsyncSession | JobContext | Session)
+Async = TypeVar("Async", bound=AsyncSession | JobContext)
+Sync = TypeVar("Sync", bound=Session)
 
 
 class Options(Generic[P]):
@@ -86,21 +90,40 @@ class JobFunction(Definition[First, P, R]):
         return Options(self.signature.bind, call)
 
 
+class SyncJobFunction(JobFunction[First, P, R]):
+    """A `def` that is a job: called, it is the sync function it was."""
+
+    def __init__(self, fn: Callable[Concatenate[First, P], R], **options: Unpack[JobOptions]) -> None:
+        super().__init__(fn, **options)  # type: ignore[arg-type]  # whether it is awaited, its signature says
+
+    # Not what an async job's call returns; who calls a job's function himself knows which of the two it is.
+    def __call__(self, first: First, /, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
+        """Call the function itself, here and now."""
+        return self.fn(first, *args, **kwargs)  # type: ignore[return-value]
+
+
 class JobDecorator(Protocol):
     """What `@job(…)` with options returns."""
 
-    def __call__(self, fn: Callable[Concatenate[First, P], Coroutine[Any, Any, R]], /) -> JobFunction[First, P, R]:
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Async, P], Coroutine[Any, Any, R]], /) -> JobFunction[Async, P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Sync, P], R], /) -> SyncJobFunction[Sync, P, R]: ...
+    def __call__(self, fn: Any, /) -> Any:
         """Make the function a job."""
 
 
 @overload
-def job(fn: Callable[Concatenate[First, P], Coroutine[Any, Any, R]], /) -> JobFunction[First, P, R]: ...
+def job(fn: Callable[Concatenate[Async, P], Coroutine[Any, Any, R]], /) -> JobFunction[Async, P, R]: ...
+@overload
+def job(fn: Callable[Concatenate[Sync, P], R], /) -> SyncJobFunction[Sync, P, R]: ...
 @overload
 def job(**options: Unpack[JobOptions]) -> JobDecorator: ...
 def job(fn: Any = None, /, **options: Unpack[JobOptions]) -> Any:
-    """Make an async function a job: `@job`, or `@job(queue="billing", max_attempts=8, timeout=60)`.
+    """Make a function a job: `@job`, or `@job(queue="billing", max_attempts=8, timeout=60)`.
 
-    Its first parameter is an `AsyncSession` or a `JobContext`; the rest are the job's arguments.
+    The first parameter of an `async def` is an `AsyncSession` or a `JobContext`, that of a `def` a `Session`; the rest
+    are the job's arguments. A `def` runs unchanged on the worker's event loop: nothing else moves while it computes.
 
     Args:
         fn: the function.
@@ -117,5 +140,10 @@ def job(fn: Any = None, /, **options: Unpack[JobOptions]) -> Any:
 
     """
     if fn is None:
-        return lambda function: define(function, JobFunction, **options)
-    return define(fn, JobFunction, **options)
+        return lambda function: _job(function, options)
+    return _job(fn, options)
+
+
+def _job(fn: Any, options: JobOptions) -> JobFunction[Any, ..., Any]:
+    cls = JobFunction if inspect.iscoroutinefunction(fn) else SyncJobFunction
+    return define(fn, cls, **options)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.core.context import JobContext
 from worker.core.errors import ExarqError, LeaseLost, UnknownJob
 from worker.core.outcome import Cancelled, ErrorText, Failed, Outcome, Released
 from worker.core.registry import Definition
-from worker.flow import complete
+from worker.flow import complete, legacy
 from worker.flow.attempt import Attempt
 from worker.flow.holdings import Because, Run
 from worker.flow.work import Work
@@ -51,24 +55,20 @@ async def run(work: Work, run: Run) -> None:
 async def _call(work: Work, run: Run, attempt: Attempt, definition: Definition[Any, ..., Any]) -> Any:
     """Call the function; its timeout and its cancellation reach no further than to its return."""
     claimed = run.claimed
-    arguments = definition.signature.call_arguments(claimed.args)
-    if definition.signature.takes == "session":
-        first: Any = attempt.session()
-    else:
-        first = JobContext(
-            job_id=claimed.held.job_id,
-            name=claimed.name,
-            attempt=claimed.attempt,
-            enqueued_at=claimed.enqueued_at,
-            open_session=attempt.session,
-            resources=work.context,
-        )
+    function = partial(definition.fn, **definition.signature.call_arguments(claimed.args))
     limit = (definition.rules.timeout or work.settings.jobs.timeout).total_seconds()
     run.in_function = True
     timer = asyncio.timeout(limit)
     try:
         async with timer:
-            return await definition.fn(first, **arguments)
+            match definition.signature.takes:
+                case "session":
+                    return await function(attempt.session())
+                case "context":
+                    return await function(_context(work, run, attempt.session))
+                case "sync session":
+                    context = _context(work, run, legacy.no_async_session)
+                    return await legacy.call(run, attempt.session(), context, function)
     except asyncio.CancelledError as error:
         if run.cancelled_because is None:
             raise  # the job's own doing, which fails it
@@ -81,6 +81,18 @@ async def _call(work: Work, run: Run, attempt: Attempt, definition: Definition[A
         run.in_function = False
         if run.cancelled_because is not None and run.task is not None:
             run.task.uncancel()  # also where the job swallowed it: what follows has limits of its own
+
+
+def _context(work: Work, run: Run, open_session: Callable[[], AsyncSession]) -> JobContext:
+    claimed = run.claimed
+    return JobContext(
+        job_id=claimed.held.job_id,
+        name=claimed.name,
+        attempt=claimed.attempt,
+        enqueued_at=claimed.enqueued_at,
+        open_session=open_session,
+        resources=work.context,
+    )
 
 
 def _outcome(work: Work, run: Run, error: BaseException) -> Outcome:
