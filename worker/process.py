@@ -28,6 +28,7 @@ from worker.flow.claim import Claimer
 from worker.flow.complete import publish_waiting
 from worker.flow.pump import Pump
 from worker.flow.work import Work
+from worker.hooks import Hooks
 from worker.observe.events import StepFailed, ThreadsLeft, WorkerStarted, WorkerStopped, WorkerStopping, emit
 from worker.resources import open_processor_engine, open_work
 from worker.settings import Settings, load_settings
@@ -52,8 +53,8 @@ class Worker(arq.worker.Worker):
         handle_signals: stop on SIGTERM and SIGINT; off where another program owns the process.
 
     Raises:
-        SettingsError: no address is set.
-        ModuleNotLoaded: a module of `jobs.modules` cannot be imported.
+        SettingsError: no address is set, or one names something of the user's that is not there.
+        ModuleNotLoaded: a module of `jobs.modules`, or of such a name, cannot be imported.
         DefinitionError: no job is registered.
 
     """
@@ -73,6 +74,7 @@ class Worker(arq.worker.Worker):
         if not registry.names():
             raise DefinitionError(_no_jobs(self._settings.jobs.modules))
         self._registry = registry
+        self._hooks = Hooks(self._settings.jobs)
         self._database_url, self._redis_url = database_url(self._settings), redis_url(self._settings)
         self._stop_requested = asyncio.Event()
         self._opened = AsyncExitStack()
@@ -136,7 +138,10 @@ class Worker(arq.worker.Worker):
         ctx.update({_WORK: work, "engine": work.jobs_engine, "sessions": work.sessions, "redis": redis})
 
     async def _close(self, ctx: dict[Any, Any]) -> None:
-        await self._opened.aclose()
+        try:
+            await self._hooks.finish(ctx)
+        finally:
+            await self._opened.aclose()
 
     async def _work(self, work: Work) -> None:
         worker, stop, redis = self._settings.worker, self._stop_requested, self.pool
@@ -151,6 +156,7 @@ class Worker(arq.worker.Worker):
         }
         with self._signals(heartbeat, pump):
             heartbeat.start()
+            await self._start_hooks(heartbeat)
             emit(WorkerStarted(work.identity.id, worker.queues, worker.concurrency, work.registry.names()))
             upkeep = [
                 asyncio.create_task(every(worker.sweep, name, step, upkeep_stop), name=f"exarq {name}")
@@ -176,6 +182,14 @@ class Worker(arq.worker.Worker):
                     await availability.close()
         counts = work.counts
         emit(WorkerStopped(work.identity.id, counts.succeeded, counts.failed, counts.released + given_back))
+
+    async def _start_hooks(self, heartbeat: Heartbeat) -> None:
+        """The worker beats meanwhile, for a hook may take longer than a lease."""
+        try:
+            await self._hooks.start(self.ctx, self._stop_requested)
+        except BaseException:
+            await heartbeat.finish()
+            raise
 
     def _heartbeat(self, work: Work) -> Heartbeat:
         worker, loop = self._settings.worker, asyncio.get_running_loop()

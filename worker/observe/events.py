@@ -242,6 +242,16 @@ class StepFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class HookFailed(Event):
+    """The user's shutdown hook raised or hung; the worker stops all the same."""
+
+    level = logging.ERROR
+    text = "shutdown hook failed"
+    hook: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class RescueCommitting(Event):
     """The jobs of a dead worker are given back in a transaction that is about to commit."""
 

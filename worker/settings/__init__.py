@@ -33,6 +33,7 @@ from worker.settings.values import (
     Duration,
     KeptFor,
     Names,
+    ObjectName,
     StatementTime,
     database_url,
     lowered,
@@ -65,6 +66,9 @@ class DatabaseSettings(Section):
     statement_timeout: StatementTime = Field(
         10 * SECOND, description="longest run of one of Exarq's own statements, not of the jobs', seconds"
     )
+    sessions: ObjectName | None = Field(
+        None, description="module:function that makes the session factory of the jobs from the address"
+    )
 
 
 class RedisSettings(Section):
@@ -89,6 +93,12 @@ class JobsSettings(Section):
     )
     unknown_job_limit: Duration = Field(
         DAY, description="how long a job that no worker knows waits for one before it is failed, seconds"
+    )
+    on_startup: ObjectName | None = Field(
+        None, description="module:function, async, called with the context before a worker's first claim"
+    )
+    on_shutdown: ObjectName | None = Field(
+        None, description="module:function, async, called with the context when a worker has stopped"
     )
 
 

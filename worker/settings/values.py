@@ -80,6 +80,14 @@ def queue_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def object_name(value: str) -> str:
+    """Where something of the user's own is found, as in "app.db:make_sessions"."""
+    module, _, name = (value := value.strip()).partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
+        raise ValueError('must be a module and a name in it, such as "app.main:startup"')
+    return value
+
+
 def lowered(value: object) -> object:
     """INFO means info."""
     return value.lower() if isinstance(value, str) else value
@@ -211,6 +219,7 @@ Duration = Annotated[timedelta, WrapValidator(_duration)]
 StatementTime = Annotated[timedelta, WrapValidator(_duration), AfterValidator(_what_postgresql_counts)]
 KeptFor = Annotated[timedelta, WrapValidator(_duration), AfterValidator(_an_hour_or_more)]
 Count = Annotated[int, BeforeValidator(_no_bool)]
+ObjectName = Annotated[str, AfterValidator(object_name)]
 # NoDecode: else pydantic-settings takes JSON only, before a validator sees the text.
 Names = Annotated[
     tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)], ...],
