@@ -86,6 +86,7 @@ def test_the_constructor_is_the_loader_and_takes_sections_too(monkeypatch: pytes
 @pytest.mark.parametrize(("key", "variable"), _known().items())
 def test_every_key_has_a_variable(monkeypatch: pytest.MonkeyPatch, key: str, variable: str) -> None:
     good = {"url": "embedded", "level": "DEBUG", "format": "json", "modules": "a", "queues": "a"}
+    good |= dict.fromkeys(("sessions", "on_startup", "on_shutdown"), "a.b:c")
     section, name = key.split(".")
     value = "7200" if section == "keep" else good.get(name, "4" if key != "worker.lease" else "9")
     monkeypatch.setenv(variable, value)
@@ -271,6 +272,8 @@ def test_toml_values_of_other_types_are_no_duration() -> None:
         ("EXARQ_WORKER_QUEUES", "arq:queue", "worker.queues must not begin with arq: or exarq:"),
         ("EXARQ_WORKER_QUEUES", "[1]", "each of worker.queues must be a valid string"),
         ("EXARQ_WORKER_QUEUES", '[""]', "each of worker.queues must have at least 1 character"),
+        ("EXARQ_JOBS_ON_STARTUP", "app.main.startup", "jobs.on_startup must be a module and a name in it, such as"),
+        ("EXARQ_DATABASE_SESSIONS", "app db:make", "database.sessions must be a module and a name in it, such as"),
         ("EXARQ_LOG_LEVEL", "loud", "log.level must be 'debug', 'info', 'warning' or 'error'"),
         ("EXARQ_WORKER_BEAT", "5", "worker.lease (10 s) must be more than twice worker.beat (5 s)"),
     ],

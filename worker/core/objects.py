@@ -34,4 +34,4 @@ def load_callable(setting: str, name: str | None) -> Callable[..., Any] | None:
         raise SettingsError(f"{setting}: {module_name} has no {path!r}{nearest(path, vars(module))}") from None
     if not callable(found):
         raise SettingsError(f"{setting}: {name} is a {type(found).__name__}; name a function")
-    return found  # type: ignore[no-any-return]  # whatever it takes and returns, who calls it checks
+    return found
