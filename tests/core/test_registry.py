@@ -132,6 +132,11 @@ def test_other_names_are_refused(registry: Registry, option: str, word: object) 
         ({"max_attempts": -1}, "max_attempts must be"),
         ({"max_attempts": 1.5}, "max_attempts must be"),
         ({"max_attempts": True}, "max_attempts must be"),
+        ({"isolation": "serializable"}, 'isolation must be None or one of "READ COMMITTED", "REPEATABLE READ", "SER'),
+        ({"isolation": "AUTOCOMMIT"}, "isolation must be None or one of"),
+        ({"read_only": 1}, "read_only must be True or False, not 1"),
+        ({"commits": "mine"}, "commits must be None or one of \"own\", not 'mine'"),
+        ({"commits": "own", "read_only": True}, "a job that is read_only has nothing to commit; leave commits out"),
     ],
 )
 def test_an_option_out_of_range_is_refused(registry: Registry, options: dict[str, Any], message: str) -> None:

@@ -30,7 +30,7 @@ from worker import enqeue  # refused: has no attribute "enqeue"
 async def charge(session: AsyncSession, invoice_id: int, memo: str = "") -> list[str]:
     return [memo]
 
-@job(queue="mail", max_attempts=3, timeout=60)
+@job(queue="mail", max_attempts=3, timeout=60, isolation="SERIALIZABLE", read_only=True, commits=None)
 async def deliver(ctx: JobContext, url: str, *, tries: int) -> float:
     return 1.0
 
@@ -45,6 +45,9 @@ def add_up(session: Session, numbers: list[int]) -> int:
 @job  # refused: No overload variant of "job"
 def not_async(session: AsyncSession) -> int:
     return 1
+
+@job(isolation="AUTOCOMMIT")  # refused: No overload variant of "job" matches argument type "str"
+async def loose(ctx: JobContext) -> None: ...
 
 @job(queue=7)  # refused: No overload variant of "job" matches argument type "int"
 async def odd(ctx: JobContext) -> None: ...

@@ -81,6 +81,10 @@ class AutocommitRefused(ExarqError):
     """Raised at an enqueue on a connection in AUTOCOMMIT, where no transaction could carry the job."""
 
 
+class ReadOnlyJob(ExarqError):
+    """Raised at an enqueue in the session of a job that is `read_only`."""
+
+
 class LeaseLost(ExarqError):
     """Raised inside Exarq when an attempt no longer holds its job; everything it wrote is rolled back."""
 

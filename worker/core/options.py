@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from worker.core.errors import DefinitionError, nearest
 from worker.core.names import DEFAULT_QUEUE, LONGEST_NAME, RESERVED_QUEUES, is_name
 from worker.core.outcome import ErrorText
 from worker.core.retry import as_delay
+
+Isolation: TypeAlias = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+Commits: TypeAlias = Literal["own"]
 
 
 class JobOptions(TypedDict, total=False):
@@ -19,6 +22,9 @@ class JobOptions(TypedDict, total=False):
     queue: str
     timeout: float | timedelta | None
     max_attempts: int | None
+    isolation: Isolation | None
+    read_only: bool
+    commits: Commits | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +35,18 @@ class Rules:
         queue: the queue its jobs go to.
         timeout: the longest run; None takes the setting.
         max_attempts: failures that end a job, at least 1; None takes the setting.
+        isolation: of the attempt's transaction; None takes the engine's.
+        read_only: whether that transaction may write nothing.
+        commits: "own" where each commit of the job is a real one; None where all it writes commits with its success.
 
     """
 
     queue: str = DEFAULT_QUEUE
     timeout: timedelta | None = None
     max_attempts: int | None = None
+    isolation: Isolation | None = None
+    read_only: bool = False
+    commits: Commits | None = None
 
     @classmethod
     def of(cls, options: JobOptions, label: str) -> Rules:
@@ -48,10 +60,18 @@ class Rules:
         if unknown := next((name for name in given if name not in JobOptions.__annotations__), None):
             known = sorted(JobOptions.__annotations__)
             raise DefinitionError(f"{label}: @job has no option {unknown!r}{nearest(unknown, known)}")
+        read_only, commits = given.get("read_only", False), given.get("commits")
+        if not isinstance(read_only, bool):
+            raise DefinitionError(f"{label}: read_only must be True or False, not {read_only!r}")
+        if read_only and commits is not None:
+            raise DefinitionError(f"{label}: a job that is read_only has nothing to commit; leave commits out")
         return cls(
             queue=_checked_queue(given.get("queue", DEFAULT_QUEUE), label),
             timeout=_checked_timeout(given.get("timeout"), label),
             max_attempts=_checked_attempts(given.get("max_attempts"), label),
+            isolation=_one_of(get_args(Isolation), given.get("isolation"), "isolation", label),
+            read_only=read_only,
+            commits=_one_of(get_args(Commits), commits, "commits", label),
         )
 
 
@@ -93,3 +113,10 @@ def _checked_attempts(attempts: object, label: str) -> int | None:
     if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
         raise DefinitionError(f"{label}: max_attempts must be a whole number of at least 1, not {attempts!r}")
     return attempts
+
+
+def _one_of(known: tuple[str, ...], value: object, what: str, label: str) -> Any:
+    if value is None or value in known:
+        return value
+    shown = ", ".join(f'"{word}"' for word in known)
+    raise DefinitionError(f"{label}: {what} must be None or one of {shown}, not {value!r}")

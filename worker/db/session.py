@@ -47,10 +47,22 @@ _OUTLIVED = (
 
 
 class AttemptTransaction:
-    """One transaction on one connection, both taken at the first statement and never before."""
+    """One transaction on one connection, both taken at the first statement and never before.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: the jobs' engine.
+        isolation: the transaction's isolation level; None takes the engine's.
+        read_only: whether it may write nothing.
+
+    """
+
+    def __init__(self, engine: Engine, isolation: str | None = None, *, read_only: bool = False) -> None:
         self._engine = engine
+        self._options: dict[str, Any] = {}
+        if isolation is not None:
+            self._options["isolation_level"] = isolation
+        if read_only:
+            self._options["postgresql_readonly"] = True
         self._connection: Connection | None = None
         self._root: Transaction | None = None
         self._escaped = False  # the job tried to end the transaction behind its session's back
@@ -79,6 +91,14 @@ class AttemptTransaction:
         while savepoint := self._connection.get_nested_transaction():
             savepoint.commit()
 
+    def settle(self, session: Session) -> Connection | None:
+        """Flush what the job left pending; the connection to complete on, None where nothing is to be committed.
+
+        Raises: as `ready_to_complete`.
+        """
+        session.commit()
+        return self.ready_to_complete() if self.taken else None
+
     def ready_to_complete(self) -> Connection:
         """The connection, while its transaction is still the one we began.
 
@@ -95,6 +115,10 @@ class AttemptTransaction:
         assert self._root is not None
         self.commit_sent = True
         self._root.commit()
+
+    def before_commit(self, _connection: Connection) -> None:
+        """Called before each COMMIT on the connection: only ours may take place."""
+        self.refuse_foreign_end()
 
     def refuse_foreign_end(self) -> None:
         """Keep a job from ending the transaction without the completion; from here on its attempt can only fail."""
@@ -135,12 +159,17 @@ class AttemptTransaction:
         if self._kept and self._connection.invalidated:
             raise TransactionAborted(_LOST)
         if not self._connection.in_transaction():
-            if self._kept:
-                raise TransactionEscaped(_ESCAPED)
-            self._root = self._connection.begin()
+            if self._options:  # part of the BEGIN, and undone when the connection goes back
+                self._connection.execution_options(**self._options)
+            self._begin(self._connection)
             self._connection.info[_ATTEMPT] = self
             self.backend_pid = _driver(self._connection).get_server_pid()
         return self._connection
+
+    def _begin(self, connection: Connection) -> None:
+        if self._kept:
+            raise TransactionEscaped(_ESCAPED)
+        self._root = connection.begin()
 
 
 class AttemptSession(Session):
@@ -183,7 +212,7 @@ def make_sessions(engine: AsyncEngine, info: dict[str, Any]) -> async_sessionmak
         info: what the `info` of every session holds besides.
 
     """
-    event.listen(engine.sync_engine, "commit", _only_ours)
+    event.listen(engine.sync_engine, "commit", _before_commit)
     event.listen(engine.sync_engine, "before_cursor_execute", _only_inside)
     return async_sessionmaker(
         engine,
@@ -205,15 +234,15 @@ def _keep(session: AttemptSession) -> None:
         session.attempt.keep()
 
 
-def _only_ours(connection: Connection) -> None:
+def _before_commit(connection: Connection) -> None:
     attempt = connection.info.get(_ATTEMPT)
     if attempt is not None:
-        attempt.refuse_foreign_end()
+        attempt.before_commit(connection)
 
 
 def _only_inside(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-    if _ENDS_TRANSACTION.match(statement):
-        _only_ours(connection)
+    if _ENDS_TRANSACTION.match(statement) and (attempt := connection.info.get(_ATTEMPT)) is not None:
+        attempt.refuse_foreign_end()
 
 
 def _connect(engine: Engine) -> Connection:

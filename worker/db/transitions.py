@@ -23,6 +23,7 @@ from worker.core.remarks import NOTHING, Remarks
 from worker.core.states import Ending, JobState
 from worker.db.statements.cancel import REQUEST_CANCEL
 from worker.db.statements.claim import CLAIM_BY_ID, CLAIM_BY_SCAN
+from worker.db.statements.hold import HOLD
 from worker.db.statements.leave import LEAVE_ONE, RELEASE_MANY, RESCUE
 from worker.db.statements.prune import PRUNE
 from worker.db.statements.succeed import SUCCEED, SUCCEED_MANY, SUCCEED_MANY_REMARKED, SUCCEED_REMARKED
@@ -150,6 +151,14 @@ async def succeed_many(
 def _told(remarks: Remarks) -> dict[str, Any]:
     lazy_loads = None if remarks.lazy_loads is None else json.dumps(remarks.lazy_loads)
     return {"blocked": remarks.blocked, "lazy_loads": lazy_loads}
+
+
+def hold(connection: Connection, held: Held) -> bool:
+    """No move: keep the job running under this token until the transaction ends; False when it no longer is.
+
+    Waits for another transaction that holds the row.
+    """
+    return connection.execute(HOLD, {"job_id": held.job_id, "mine": held.token}).first() is not None
 
 
 # ── running → queued, failed, cancelled ─────────────────────────────────────────────────────────────────────────────

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from worker.broker.hints import Hint
+from worker.core.errors import ReadOnlyJob
 from worker.flow.publish import PUBLISHER, Publishable, Publisher, default_publisher
 
 OUTBOX: Final = "exarq.outbox"
@@ -27,9 +28,15 @@ HORIZON: Final = timedelta(seconds=30)
 
 
 class Outbox:
-    """The hints of what an attempt's session calls committed, until the worker's own COMMIT."""
+    """The hints of what an attempt's session calls committed, until the worker's own COMMIT.
 
-    def __init__(self) -> None:
+    Args:
+        refusal: why this attempt may enqueue nothing; None where it may.
+
+    """
+
+    def __init__(self, refusal: str | None = None) -> None:
+        self.refusal = refusal
         self._hints: list[tuple[Publishable, float]] = []
 
     def publish(self, hints: Iterable[Publishable]) -> None:
@@ -71,10 +78,15 @@ def _as_of_now(hint: Publishable, written: float) -> Publishable:
 
 
 def destination_of(session: Session) -> Destination:
-    """Where this session's hints go: an attempt's outbox, the publisher bound to it, else the event loop's own."""
+    """Where this session's hints go: an attempt's outbox, the publisher bound to it, else the event loop's own.
+
+    Raises: `ReadOnlyJob` when this is the session of a job that may enqueue nothing.
+    """
     outbox = session.info.get(OUTBOX)
     if outbox is not None:
         assert isinstance(outbox, Outbox)
+        if outbox.refusal is not None:
+            raise ReadOnlyJob(outbox.refusal)
         return outbox
     bound = session.info.get(PUBLISHER)
     return bound if isinstance(bound, Publisher) else default_publisher()

@@ -6,16 +6,21 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Final, TypeVar
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from worker.core.errors import LeaseLost, TransactionAborted
+from worker.core.options import Rules
 from worker.core.remarks import NOTHING, Remarks
 from worker.db import transitions
 from worker.db.failures import is_aborted
+from worker.db.own_commits import OwnCommits
+from worker.db.read_only import ReadOnly
 from worker.db.session import AttemptTransaction, joining
 from worker.db.transitions import Held
 from worker.flow.after_commit import OUTBOX, Outbox
@@ -33,19 +38,37 @@ _ABORTED = (
 )
 
 
-class Attempt:
-    """The session and the transaction of one run; neither exists for a job that does not ask for them."""
+_NO_FOLLOW_UPS = (
+    "this job is read_only, and a follow-up is something it writes; enqueue it where the result is used, or leave"
+    " read_only out of @job"
+)
 
-    def __init__(self, work: Work) -> None:
+_ANY_RULES: Final = Rules()
+
+
+class Attempt:
+    """The session and the transaction of one run; neither exists for a job that does not ask for them.
+
+    Args:
+        work: the worker's parts.
+        held: the job, for a definition whose commits are its own.
+        rules: the definition's options.
+
+    """
+
+    def __init__(self, work: Work, held: Held | None = None, rules: Rules = _ANY_RULES) -> None:
         self._work = work
         self._session: AsyncSession | None = None
-        self.transaction = AttemptTransaction(work.jobs_engine.sync_engine)
-        self._outbox = Outbox()
+        self.transaction = _transaction(work, held, rules)
+        self._outbox = Outbox(_NO_FOLLOW_UPS if rules.read_only else None)
 
     def session(self) -> AsyncSession:
         """The attempt's session, made at the first call."""
         if self._session is None:
-            self._session = self._work.sessions(info={**joining(self.transaction), OUTBOX: self._outbox})
+            info = joining(self.transaction)
+            if not isinstance(self.transaction, OwnCommits):  # else its hints leave after each commit, as anybody's
+                info[OUTBOX] = self._outbox
+            self._session = self._work.sessions(info=info)
         return self._session
 
     @property
@@ -54,7 +77,7 @@ class Attempt:
         return self._outbox.hints
 
     async def commit_success(self, held: Held, result: str, remarks: Remarks = NOTHING) -> bool:
-        """Commit the success and the result together with all the job wrote; False when it took no connection.
+        """Commit the success and the result together with all the job wrote; False when there is nothing to commit.
 
         Raises:
             LeaseLost: somebody else holds the job.
@@ -68,10 +91,9 @@ class Attempt:
 
     def _commit_success(self, session: Session, held: Held, result: str, remarks: Remarks) -> bool:
         try:
-            session.commit()  # flushes what the job left pending
-            if not self.transaction.taken:
+            connection = self.transaction.settle(session)
+            if connection is None:
                 return False
-            connection = self.transaction.ready_to_complete()
             still_held = transitions.succeed(connection, held, result, remarks)
         except PendingRollbackError as error:
             raise TransactionAborted(_ABORTED) from error
@@ -80,7 +102,7 @@ class Attempt:
                 raise TransactionAborted(_ABORTED) from error
             raise
         if not still_held:
-            raise LeaseLost(f"job {held.job_id} is held by somebody else")
+            raise _lease_lost(held)
         emit(CommitSending(job=held.job_id))
         self.transaction.commit()
         return True
@@ -111,3 +133,21 @@ class Attempt:
     async def in_greenlet(self, call: Callable[[], T]) -> T:
         """Call sync code that may use the attempt's connection."""
         return await self.session().run_sync(lambda _: call())
+
+
+def _transaction(work: Work, held: Held | None, rules: Rules) -> AttemptTransaction:
+    engine = work.jobs_engine.sync_engine
+    if rules.read_only:
+        return ReadOnly(engine, rules.isolation)
+    if rules.commits == "own" and held is not None:
+        return OwnCommits(engine, rules.isolation, partial(_only_while_held, held=held))
+    return AttemptTransaction(engine, rules.isolation)
+
+
+def _only_while_held(connection: Connection, held: Held) -> None:
+    if not transitions.hold(connection, held):
+        raise _lease_lost(held)
+
+
+def _lease_lost(held: Held) -> LeaseLost:
+    return LeaseLost(f"job {held.job_id} is held by somebody else")

@@ -133,6 +133,11 @@ def job(fn: Any = None, /, **options: Unpack[JobOptions]) -> Any:
             `queue`: the queue its jobs wait in.
             `timeout`: seconds, or a timedelta, after which an attempt is cancelled; without one, `jobs.timeout`.
             `max_attempts`: after how many failures the job is failed; without one, `jobs.max_attempts`.
+            `isolation`: "REPEATABLE READ" or "SERIALIZABLE" for the attempt's transaction; one that PostgreSQL could
+            not serialize is tried again and counts as no failure.
+            `read_only`: whether PostgreSQL refuses whatever the job would write.
+            `commits`: "own" for progress that survives a crash: each commit of the session is a real one, at most
+            once per attempt, and an attempt that runs again sees what the earlier ones committed.
 
     Raises:
         DefinitionError: the function cannot be a job, or an option is not one; the message says how it must look.

@@ -34,10 +34,10 @@ class _Interrupted(Exception):
 
 async def run(work: Work, run: Run) -> None:
     """Run one claimed attempt; its writes and its success commit together or not at all."""
-    attempt = Attempt(work)
     try:
+        definition = work.registry.get(run.claimed.name)
+        attempt = Attempt(work, run.claimed.held, definition.rules)
         try:
-            definition = work.registry.get(run.claimed.name)
             result = await _call(work, run, attempt, definition)
             await complete.succeed(work, run, attempt, definition.signature.encode_result(result))
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -26,11 +26,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from worker.core.states import Ending, JobState
 from worker.db.models import Attempt, Job, constant
+from worker.db.statements.hold import SILENCE_LIMIT_MS
 from worker.db.statements.rows import given_rows, held_rows
 
-# A client that goes silent between this statement and its COMMIT is ended by the server.
-_SILENCE_LIMIT_MS: Final = "5000"
-_end_the_silent = func.set_config("idle_in_transaction_session_timeout", _SILENCE_LIMIT_MS, true())
+_end_the_silent = func.set_config("idle_in_transaction_session_timeout", SILENCE_LIMIT_MS, true())
 
 
 def _succeeding(json: ColumnElement[str], *which: ColumnElement[bool]) -> Update:
