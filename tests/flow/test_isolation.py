@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.flow.helpers import NAME, a_work_with, claimed, note, notes, run_job, run_new, start
@@ -123,6 +124,29 @@ async def test_a_read_only_job_that_writes_fails_with_postgresqls_own_words(
         found = await row(engine, job_id)
         assert "cannot execute INSERT in a read-only transaction" in found.error
         assert found.failures == 1
+
+
+async def test_what_a_serializable_report_has_said_stays_true(engine: AsyncEngine, settings: Settings) -> None:
+    """Day 1 is closed and reported without notes; who still takes it for open can write no more note for it."""
+    reads = (text("SELECT * FROM day"), text("SELECT count(*) FROM note"))
+
+    async def job(session: AsyncSession) -> list[int]:
+        return [(await session.execute(read)).scalar_one() for read in reads]
+
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE day AS SELECT 1"))
+    serializable = engine.execution_options(isolation_level="SERIALIZABLE")
+    async with a_work_with(settings, job, read_only=True, isolation="SERIALIZABLE") as work:
+        async with serializable.connect() as late:
+            await late.execute(reads[0])
+            async with serializable.begin() as closing:
+                await closing.execute(text('UPDATE day SET "?column?" = 2'))
+            job_id, _ = await run_new(work, engine)
+            assert (await row(engine, job_id)).result == [2, 0]
+
+            with pytest.raises(DBAPIError, match="could not serialize access"):
+                await late.execute(text("INSERT INTO note VALUES ('for day 1')"))
+                await late.commit()
 
 
 @pytest.mark.parametrize(("isolation", "where"), [(None, "succeeded"), ("SERIALIZABLE", "queued")])
