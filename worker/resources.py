@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
+from uuid import UUID
 
 from arq.connections import ArqRedis
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
+from worker.core.objects import load_callable
 from worker.core.registry import Registry
 from worker.db import reads, workers
 from worker.db.engine import jobs_engine, processor_engine
@@ -19,11 +22,13 @@ from worker.db.migrate import require_migrated
 from worker.db.send import once
 from worker.db.session import make_sessions
 from worker.db.unreachable import database_errors
+from worker.db.user_sessions import UserSessions
 from worker.flow import complete
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings, Run
 from worker.flow.publish import Publisher
 from worker.flow.work import Counts, Identity, Work
+from worker.observe.events import PoolTooSmall, emit
 from worker.settings import Settings
 
 # Claims, flushes, completions and upkeep; the heartbeat has one more of its own.
@@ -37,23 +42,17 @@ async def open_work(
 ) -> AsyncIterator[Work]:
     """The worker's parts, while the block lasts; its row exists from here on.
 
-    Raises: `DatabaseUnreachable`, `SchemaNotMigrated`.
+    Raises: `DatabaseUnreachable`, `SchemaNotMigrated`, and `SettingsError` for what `database.sessions` names.
     """
     identity = Identity(uuid7())
     async with AsyncExitStack() as stack:
         processor = open_processor_engine(settings, database_url, identity, connections=_OWN_CONNECTIONS)
         stack.push_async_callback(_dispose, processor)
-        engine = jobs_engine(
-            database_url,
-            application_name=lambda: identity.application_name,
-            connections=settings.worker.concurrency,
-            connect_timeout=settings.database.connect_timeout,
-        )
-        stack.push_async_callback(_dispose, engine)
         publisher = Publisher(redis, lease=settings.worker.lease)
         stack.push_async_callback(publisher.close)
         holdings = Holdings()
-        installation = await _introduce(processor, settings, identity, database_url)
+        installation = await _installation(processor, database_url)
+        sessions = await _open_sessions(stack, settings, database_url, identity, publisher.info, installation)
 
         async def reject(run: Run, error: Exception) -> None:
             await complete.reject(work, run, error)
@@ -70,8 +69,8 @@ async def open_work(
             registry=registry,
             identity=identity,
             installation=installation,
-            jobs_engine=engine,
-            sessions=make_sessions(engine, publisher.info),
+            jobs_engine=sessions.kw["bind"],
+            sessions=sessions,
             processor=processor,
             publisher=publisher,
             holdings=holdings,
@@ -79,7 +78,40 @@ async def open_work(
             counts=Counts(),
             context=context,
         )
+        with database_errors(database_url):
+            await once(processor, partial(_register, settings=settings, identity=identity))
         yield work
+
+
+async def _open_sessions(
+    stack: AsyncExitStack,
+    settings: Settings,
+    database_url: str,
+    identity: Identity,
+    info: dict[str, Any],
+    installation: UUID,
+) -> async_sessionmaker[AsyncSession]:
+    """The jobs' sessions and their engine: ours, or what `database.sessions` makes."""
+    name = settings.database.sessions
+    make = load_callable("database.sessions", name)
+    if name is None or make is None:
+        engine = jobs_engine(
+            database_url,
+            application_name=lambda: identity.application_name,
+            connections=settings.worker.concurrency,
+            connect_timeout=settings.database.connect_timeout,
+        )
+        stack.push_async_callback(_dispose, engine)
+        return make_sessions(engine, info)
+    users = UserSessions(name, make, database_url)
+    stack.push_async_callback(_dispose, users.engine)
+    sessions, end = users.as_workers(lambda: identity.application_name, info)
+    stack.callback(end)
+    with database_errors(database_url):
+        await users.check(installation)
+    if (room := users.room) is not None and room < settings.worker.concurrency:
+        emit(PoolTooSmall(connections=room, concurrency=settings.worker.concurrency))
+    return sessions
 
 
 def open_processor_engine(
@@ -102,16 +134,17 @@ async def _dispose(engine: AsyncEngine) -> None:
             await engine.dispose()
 
 
-async def _introduce(processor: AsyncEngine, settings: Settings, identity: Identity, database_url: str) -> Any:
-    """Check the schema, register the worker, and learn which installation this is."""
+async def _installation(processor: AsyncEngine, database_url: str) -> UUID:
+    """Check the schema, and learn which installation this is."""
 
-    async def send(connection: AsyncConnection) -> Any:
+    async def send(connection: AsyncConnection) -> UUID:
         await require_migrated(connection)
-        installation = await reads.installation_id(connection)
-        await workers.register(
-            connection, identity.id, queues=settings.worker.queues, concurrency=settings.worker.concurrency
-        )
-        return installation
+        return await reads.installation_id(connection)
 
     with database_errors(database_url):
         return await once(processor, send)
+
+
+async def _register(connection: AsyncConnection, *, settings: Settings, identity: Identity) -> None:
+    worker = settings.worker
+    await workers.register(connection, identity.id, queues=worker.queues, concurrency=worker.concurrency)

@@ -136,17 +136,18 @@ async def test_what_a_serializable_report_has_said_stays_true(engine: AsyncEngin
     async with engine.begin() as connection:
         await connection.execute(text("CREATE TABLE day AS SELECT 1"))
     serializable = engine.execution_options(isolation_level="SERIALIZABLE")
-    async with a_work_with(settings, job, read_only=True, isolation="SERIALIZABLE") as work:
-        async with serializable.connect() as late:
-            await late.execute(reads[0])
-            async with serializable.begin() as closing:
-                await closing.execute(text('UPDATE day SET "?column?" = 2'))
-            job_id, _ = await run_new(work, engine)
-            assert (await row(engine, job_id)).result == [2, 0]
+    async with (
+        a_work_with(settings, job, read_only=True, isolation="SERIALIZABLE") as work,
+        serializable.connect() as late,
+    ):
+        await late.execute(reads[0])
+        async with serializable.begin() as closing:
+            await closing.execute(text('UPDATE day SET "?column?" = 2'))
+        job_id, _ = await run_new(work, engine)
+        assert (await row(engine, job_id)).result == [2, 0]
 
-            with pytest.raises(DBAPIError, match="could not serialize access"):
-                await late.execute(text("INSERT INTO note VALUES ('for day 1')"))
-                await late.commit()
+        with pytest.raises(DBAPIError, match="could not serialize access"):
+            await late.execute(text("INSERT INTO note VALUES ('for day 1')"))
 
 
 @pytest.mark.parametrize(("isolation", "where"), [(None, "succeeded"), ("SERIALIZABLE", "queued")])

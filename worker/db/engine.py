@@ -93,8 +93,21 @@ def _engine(
         },
     )
 
-    def introduce(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
-        settings = {**parameters["server_settings"], "application_name": application_name()}
+    introduce(engine, application_name)
+    return engine
+
+
+def introduce(engine: AsyncEngine, application_name: Callable[[], str]) -> Callable[[], None]:
+    """Have its connections say who they are and notice a peer that went silent; returns the function that ends it.
+
+    Args:
+        engine: any engine of asyncpg's.
+        application_name: what its connections are called from now on.
+
+    """
+
+    def say(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
+        settings = {**parameters.get("server_settings", {}), "application_name": application_name()}
         parameters["server_settings"] = settings
 
     def remember(_connection: Any, record: Any) -> None:
@@ -102,15 +115,24 @@ def _engine(
 
     def refuse_the_former(_connection: Any, record: Any, _proxy: Any) -> None:
         """Replace a connection with a former name: under that name a rescuer ends it."""
-        if record.info[_NAMED] != application_name():
+        if record.info.get(_NAMED) != application_name():
             raise DisconnectionError
 
-    event.listen(engine.sync_engine, "do_connect", introduce)
-    event.listen(engine.sync_engine, "connect", remember)
-    event.listen(engine.sync_engine, "connect", _watch_the_peer)
-    event.listen(engine.sync_engine, "checkout", _refuse_the_dead)
-    event.listen(engine.sync_engine, "checkout", refuse_the_former)
-    return engine
+    listeners: list[tuple[str, Callable[..., None]]] = [
+        ("do_connect", say),
+        ("connect", remember),
+        ("connect", _watch_the_peer),
+        ("checkout", _refuse_the_dead),
+        ("checkout", refuse_the_former),
+    ]
+    for name, listener in listeners:
+        event.listen(engine.sync_engine, name, listener)
+
+    def end() -> None:
+        for name, listener in listeners:
+            event.remove(engine.sync_engine, name, listener)
+
+    return end
 
 
 def _refuse_the_dead(connection: Any, _record: Any, _proxy: Any) -> None:

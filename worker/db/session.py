@@ -22,6 +22,9 @@ _ATTEMPT = "exarq.attempt"
 # What a job can leave on a connection that outlives its transaction; RESET ALL leaves a role that was SET.
 _RESET = "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP"
 
+RESTORE: Final = "exarq.restore"
+"""The key of a connection's `info` under which it keeps the SQL that restores what its engine had set on it."""
+
 # Each alternative begins with another character and each comment has one reading: no input makes it search long.
 _COMMENTS: Final = r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)*"
 _TO_SAVEPOINT: Final = r"(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b)"
@@ -136,7 +139,8 @@ class AttemptTransaction:
             connection.rollback()
             if not connection.invalidated:
                 connection.info.pop(_ATTEMPT, None)
-                _proxied(connection).run_async(lambda driver: driver.execute(_RESET))
+                reset = _RESET + connection.info.get(RESTORE, "")
+                _proxied(connection).run_async(lambda driver: driver.execute(reset))
         except BaseException as error:  # a connection that was not cleaned is not used again
             connection.invalidate()
             if not isinstance(error, Exception):
@@ -212,8 +216,7 @@ def make_sessions(engine: AsyncEngine, info: dict[str, Any]) -> async_sessionmak
         info: what the `info` of every session holds besides.
 
     """
-    event.listen(engine.sync_engine, "commit", _before_commit)
-    event.listen(engine.sync_engine, "before_cursor_execute", _only_inside)
+    guard(engine)
     return async_sessionmaker(
         engine,
         sync_session_class=AttemptSession,
@@ -221,6 +224,12 @@ def make_sessions(engine: AsyncEngine, info: dict[str, Any]) -> async_sessionmak
         join_transaction_mode="rollback_only",
         info=info,
     )
+
+
+def guard(engine: AsyncEngine) -> None:
+    """Keep the jobs on this engine's connections from ending an attempt's transaction behind its back."""
+    event.listen(engine.sync_engine, "commit", _before_commit)
+    event.listen(engine.sync_engine, "before_cursor_execute", _only_inside)
 
 
 def joining(attempt: AttemptTransaction) -> dict[str, Any]:

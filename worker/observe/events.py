@@ -242,6 +242,16 @@ class StepFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PoolTooSmall(Event):
+    """The engine that `database.sessions` made gives fewer connections than attempts run at once: some will wait."""
+
+    level = logging.WARNING
+    text = "the pool of database.sessions is smaller than worker.concurrency; raise its pool_size"
+    connections: int
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
 class HookFailed(Event):
     """The user's shutdown hook raised or hung; the worker stops all the same."""
 

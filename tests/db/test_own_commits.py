@@ -1,0 +1,49 @@
+"""Commits of a job's own, against the matrix of what a job may do with its session."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.db.attempts import kept_by_plain_sqlalchemy, words
+from tests.db.moves import a_held_job
+from tests.db.session_cases import CASES, Body
+from tests.support import state
+from worker.core.errors import LeaseLost
+from worker.core.options import Rules
+from worker.db.transitions import Held
+from worker.flow.attempt import Attempt
+from worker.flow.work import Work
+
+pytestmark = [pytest.mark.leaves_running, pytest.mark.usefixtures("note_table")]
+
+
+async def run(work: Work, held: Held, body: Body) -> bool:
+    attempt = Attempt(work, held, Rules(commits="own"))
+    try:
+        await body(attempt.session())
+        return await attempt.commit_success(held, "1")
+    finally:
+        await attempt.close()
+
+
+async def test_an_attempt_keeps_what_plain_sqlalchemy_keeps_and_without_its_token_nothing(
+    work: Work, engine: AsyncEngine
+) -> None:
+    for body in CASES:
+        expected = await kept_by_plain_sqlalchemy(engine, body)
+        held = await a_held_job(engine)
+        if expected:
+            with pytest.raises(LeaseLost):
+                await run(work, Held(held.job_id, uuid4()), body)
+        assert await words(engine) == set(), body.__name__
+
+        committed = await run(work, held, body)
+
+        assert await words(engine) == expected, body.__name__
+        assert await state(engine, held.job_id) == ("succeeded" if committed else "running")
+        async with engine.begin() as connection:
+            await connection.execute(text("TRUNCATE note"))
