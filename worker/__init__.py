@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from worker.client import Client
     from worker.core.context import JobContext, current_job
     from worker.core.errors import (
+        AlreadyEnqueued,
         ArgumentsInvalid,
         AutocommitRefused,
         DatabaseUnreachable,
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
         UnknownJob,
     )
     from worker.core.outcome import Cancel, Fail, Retry, Snooze
+    from worker.flow.call import Call
     from worker.flow.cancel import Cancellation, cancel
-    from worker.flow.enqueue import Call, enqueue, enqueue_many
+    from worker.flow.enqueue import enqueue, enqueue_many
     from worker.flow.handle import Handle
     from worker.flow.job import job
     from worker.flow.publish import Publisher, flush_hints
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings, load_settings
 
 __all__ = [
+    "AlreadyEnqueued",
     "ArgumentsInvalid",
     "AutocommitRefused",
     "Call",
@@ -80,7 +83,8 @@ _HOMES = {
     **dict.fromkeys(("JobContext", "current_job"), "worker.core.context"),
     **dict.fromkeys(("Cancel", "Fail", "Retry", "Snooze"), "worker.core.outcome"),
     **dict.fromkeys(("Cancellation", "cancel"), "worker.flow.cancel"),
-    **dict.fromkeys(("Call", "enqueue", "enqueue_many"), "worker.flow.enqueue"),
+    "Call": "worker.flow.call",
+    **dict.fromkeys(("enqueue", "enqueue_many"), "worker.flow.enqueue"),
     "Handle": "worker.flow.handle",
     "job": "worker.flow.job",
     **dict.fromkeys(("Publisher", "flush_hints"), "worker.flow.publish"),

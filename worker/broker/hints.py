@@ -8,6 +8,8 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+from worker.core.priority import DEFAULT_PRIORITY
+
 
 @dataclass(frozen=True, slots=True)
 class Hint:
@@ -19,6 +21,7 @@ class Hint:
     due_in: float
     enqueued_ms: int
     installation: UUID
+    priority: int = DEFAULT_PRIORITY
 
     @property
     def payload(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from uuid import UUID
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -62,6 +63,18 @@ class UnknownJob(ExarqError):
 
 class ArgumentsInvalid(ExarqError):
     """Raised when arguments do not fit a job's signature, at the enqueue or again at the run."""
+
+
+class AlreadyEnqueued(ExarqError):
+    """Raised at an enqueue whose key another job has, where it may neither be skipped nor replace that job."""
+
+    def __init__(self, name: str, key: str, job_id: UUID, state: str) -> None:
+        super().__init__(
+            f"{name} with the key {key!r} is enqueued already: job {job_id} is {state};"
+            " enqueue again when it has ended, or with on_conflict='skip'"
+        )
+        self.job_id = job_id
+        self.state = state
 
 
 class NotStorable(ExarqError):

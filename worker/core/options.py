@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 from worker.core.errors import DefinitionError, nearest
 from worker.core.names import DEFAULT_QUEUE, LONGEST_NAME, RESERVED_QUEUES, is_name
 from worker.core.outcome import ErrorText
+from worker.core.priority import DEFAULT_PRIORITY, as_priority
 from worker.core.retry import as_delay
 
 Isolation: TypeAlias = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
@@ -25,6 +26,8 @@ class JobOptions(TypedDict, total=False):
     isolation: Isolation | None
     read_only: bool
     commits: Commits | None
+    priority: int
+    expires: float | timedelta | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Rules:
         isolation: of the attempt's transaction; None takes the engine's.
         read_only: whether that transaction may write nothing.
         commits: "own" where each commit of the job is a real one; None where all it writes commits with its success.
+        priority: 0 to 9, 0 first.
+        expires: how long after a job is first due an attempt may start; None for ever.
 
     """
 
@@ -47,6 +52,8 @@ class Rules:
     isolation: Isolation | None = None
     read_only: bool = False
     commits: Commits | None = None
+    priority: int = DEFAULT_PRIORITY
+    expires: timedelta | None = None
 
     @classmethod
     def of(cls, options: JobOptions, label: str) -> Rules:
@@ -67,11 +74,13 @@ class Rules:
             raise DefinitionError(f"{label}: a job that is read_only has nothing to commit; leave commits out")
         return cls(
             queue=_checked_queue(given.get("queue", DEFAULT_QUEUE), label),
-            timeout=_checked_timeout(given.get("timeout"), label),
+            timeout=_checked_duration("timeout", given.get("timeout"), "takes the setting", label),
             max_attempts=_checked_attempts(given.get("max_attempts"), label),
             isolation=_one_of(get_args(Isolation), given.get("isolation"), "isolation", label),
             read_only=read_only,
             commits=_one_of(get_args(Commits), commits, "commits", label),
+            priority=_checked_priority(given.get("priority", DEFAULT_PRIORITY), label),
+            expires=_checked_duration("expires", given.get("expires"), "sets no deadline", label),
         )
 
 
@@ -95,16 +104,23 @@ def _checked_queue(queue: object, label: str) -> str:
     return checked
 
 
-def _checked_timeout(timeout: float | timedelta | None, label: str) -> timedelta | None:
-    if timeout is None:
+def _checked_duration(what: str, value: float | timedelta | None, none: str, label: str) -> timedelta | None:
+    if value is None:
         return None
     try:
-        checked = as_delay(timeout, "timeout")
+        checked = as_delay(value, what)
     except (TypeError, ValueError) as error:
         raise DefinitionError(f"{label}: {error}") from None
     if not checked:
-        raise DefinitionError(f"{label}: timeout must be more than 0 seconds; None takes the setting")
+        raise DefinitionError(f"{label}: {what} must be more than 0 seconds; None {none}")
     return checked
+
+
+def _checked_priority(priority: object, label: str) -> int:
+    try:
+        return as_priority(priority)
+    except ValueError as error:
+        raise DefinitionError(f"{label}: {error}") from None
 
 
 def _checked_attempts(attempts: object, label: str) -> int | None:

@@ -52,7 +52,9 @@ def constant(state: JobState) -> ColumnElement[str]:
 _WAITING = f"state = '{JobState.QUEUED}'"
 _RUNNING = f"state = '{JobState.RUNNING}'"
 _FINAL = _one_of("state", sorted(FINAL))
-UNIQUE_WHILE = f"unique_key IS NOT NULL AND (unique_until IS NOT NULL OR {_WAITING} OR {_RUNNING})"
+_NOT_STARTED = f"{_WAITING} AND attempt = 0"
+_NOT_DONE = f"unique_for = 'until_done' AND ({_WAITING} OR {_RUNNING})"
+UNIQUE_WHILE = f"unique_key IS NOT NULL AND (unique_until IS NOT NULL OR {_NOT_STARTED} OR {_NOT_DONE})"
 """While this holds of a job, no other of its name may have its key."""
 
 

@@ -27,6 +27,7 @@ from worker.db.statements.hold import HOLD
 from worker.db.statements.leave import LEAVE_ONE, RELEASE_MANY, RESCUE
 from worker.db.statements.prune import PRUNE
 from worker.db.statements.succeed import SUCCEED, SUCCEED_MANY, SUCCEED_MANY_REMARKED, SUCCEED_REMARKED
+from worker.db.statements.unique import REPLACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +287,14 @@ async def rescue(
         "reason": reason,
     }
     return _moved((await connection.execute(RESCUE, parameters)).all())
+
+
+# ── queued → queued ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def replace(connection: Connection, arrays: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+    """Queued → queued with other arguments, due time, priority and deadline; the caller holds the rows already."""
+    return connection.execute(REPLACE, arrays).all()
 
 
 # ── queued → cancelled, running: cancel requested ───────────────────────────────────────────────────────────────────

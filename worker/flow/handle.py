@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 from uuid import UUID
+
+Happened: TypeAlias = Literal["created", "exists", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +16,10 @@ class Handle:
     Args:
         id: the job's id, which `exarq jobs show` takes.
         name: the name of its definition.
+        happened: "created"; or what became of an enqueue whose key a job had: that one "exists", or was "replaced".
 
     """
 
     id: UUID
     name: str
+    happened: Happened = "created"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from datetime import datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,7 +13,8 @@ from sqlalchemy.orm import Session
 from worker.core.context import JobContext
 from worker.core.options import JobOptions
 from worker.core.registry import Definition, define
-from worker.flow.enqueue import Call, enqueue_many, template
+from worker.flow.call import Call, EnqueueOptions, template
+from worker.flow.enqueue import enqueue_many
 from worker.flow.handle import Handle
 
 P = ParamSpec("P")
@@ -46,6 +46,7 @@ class Options(Generic[P]):
         Raises:
             ArgumentsInvalid: they do not fit the signature.
             NotStorable: they cannot be kept as JSON, or take more than 1 MiB of it.
+            AlreadyEnqueued: another job has the key, and `on_conflict` is "raise", or "replace" and it has started.
             AutocommitRefused: the session's connection is in AUTOCOMMIT.
 
         """
@@ -67,27 +68,18 @@ class JobFunction(Definition[First, P, R]):
         """
         return await self.options().enqueue(session, *args, **kwargs)
 
-    def options(
-        self,
-        *,
-        delay: float | timedelta = 0,
-        run_at: datetime | None = None,
-        queue: str | None = None,
-    ) -> Options[P]:
+    def options(self, **options: Unpack[EnqueueOptions]) -> Options[P]:
         """How one enqueue differs from the definition.
 
         Args:
-            delay: seconds, or a timedelta, from the enqueue until the job is due.
-            run_at: the moment it is due, with a time zone; instead of `delay`.
-            queue: another queue than the definition's.
+            options: as in `EnqueueOptions`: `queue`, `delay` or `run_at`, `priority`, `expires`, and `key` with
+                `unique` and `on_conflict`.
 
         Raises:
-            ArgumentsInvalid: `run_at` has no time zone, is more than 36,500 days away or stands beside a delay, the
-                delay is negative or as long, or the queue's name cannot be one.
+            ArgumentsInvalid: an option's value cannot be used, or not beside another; the message says what can.
 
         """
-        call = template(self.name, queue=self.rules.queue if queue is None else queue, delay=delay, run_at=run_at)
-        return Options(self.signature.bind, call)
+        return Options(self.signature.bind, template(self.name, self.rules, options))
 
 
 class SyncJobFunction(JobFunction[First, P, R]):
@@ -138,6 +130,8 @@ def job(fn: Any = None, /, **options: Unpack[JobOptions]) -> Any:
             `read_only`: whether PostgreSQL refuses whatever the job would write.
             `commits`: "own" for progress that survives a crash: each commit of the session is a real one, at most
             once per attempt, and an attempt that runs again sees what the earlier ones committed.
+            `priority`: from 0, which comes first, to 9; without one, 5. See `worker.core.priority.STEP`.
+            `expires`: seconds, or a timedelta, after a job is first due; no attempt starts later than that.
 
     Raises:
         DefinitionError: the function cannot be a job, or an option is not one; the message says how it must look.

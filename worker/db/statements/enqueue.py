@@ -4,43 +4,87 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ARRAY, DateTime, Float, Interval, Text, Uuid, bindparam, cast, column, func, insert, select
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import (
+    ARRAY,
+    DateTime,
+    Float,
+    Interval,
+    SmallInteger,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    column,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from worker.db.models import Installation, Job
+from worker.db.models import UNIQUE_WHILE, Installation, Job
+
+_DUE: dict[str, Any] = {"delay": Interval, "at": DateTime(timezone=True)}
+PLACED: dict[str, Any] = {
+    **_DUE,
+    "priority": SmallInteger,
+    "expires_in": Interval,
+    "expires_at": DateTime(timezone=True),
+}
+_PLAIN: dict[str, Any] = {"id": Uuid, "name": Text, "queue": Text, "args": Text}
+_FULL: dict[str, Any] = {**_PLAIN, **PLACED, "key": Text, "scope": Text, "lasts": Interval}
 
 
-def _enqueue_statement() -> Any:
-    columns: dict[str, Any] = {
-        "id": Uuid,
-        "name": Text,
-        "queue": Text,
-        "args": Text,
-        "delay": Interval,
-        "at": DateTime(timezone=True),
-    }
-    given = (
+def given_calls(columns: dict[str, Any]) -> Any:
+    """One row for each enqueue, from one array for each column; the array is the column's plural."""
+    return (
         func.unnest(*(bindparam(f"{name}s", type_=ARRAY(type_)) for name, type_ in columns.items()))
         .table_valued(*(column(name, type_) for name, type_ in columns.items()), name="given")
         .render_derived()
     )
+
+
+def told(table: Any) -> list[Any]:
+    """What a hint needs to know of a row: its id, in how many seconds it is due, when it was enqueued, and where."""
+    return [
+        table.c.id,
+        cast(func.extract("epoch", table.c.run_at - func.clock_timestamp()), Float),
+        cast(func.extract("epoch", table.c.enqueued_at) * 1000, Float),
+        select(Installation.id).scalar_subquery(),
+    ]
+
+
+def _enqueue_statement(columns: dict[str, Any]) -> Any:
+    given = given_calls(columns)
     # Not now(): that is the start of the transaction, and a follow-up's delay counts from here.
     now = func.clock_timestamp()
     due = func.coalesce(given.c.at, now + given.c.delay)
-    rows = select(given.c.id, given.c.name, given.c.queue, cast(given.c.args, JSONB), now, due, due)
-    table = Job.__table__
+    values: dict[str, Any] = {
+        "id": given.c.id,
+        "name": given.c.name,
+        "queue": given.c.queue,
+        "args": cast(given.c.args, JSONB),
+        "enqueued_at": now,
+        "first_due_at": due,
+        "run_at": due,
+    }
+    if columns is _FULL:
+        values |= {
+            "priority": given.c.priority,
+            "expires_at": func.coalesce(given.c.expires_at, due + given.c.expires_in),
+            "unique_key": given.c.key,
+            "unique_for": given.c.scope,
+            "unique_until": now + given.c.lasts,
+        }
     return (
         insert(Job.__table__)  # type: ignore[arg-type]  # the table, so that no unit of work is paid for
-        .from_select(
-            ["id", "name", "queue", "args", "enqueued_at", "first_due_at", "run_at"], rows, include_defaults=False
-        )
-        .returning(
-            table.c.id,
-            cast(func.extract("epoch", table.c.run_at - now), Float),
-            cast(func.extract("epoch", table.c.enqueued_at) * 1000, Float),
-            select(Installation.id).scalar_subquery(),
-        )
+        .from_select(list(values), select(*values.values()), include_defaults=False)
+        .returning(*told(Job.__table__))
     )
 
 
-ENQUEUE = _enqueue_statement()
+ENQUEUE = _enqueue_statement({**_PLAIN, **_DUE})
+
+# A row whose key another job has is left out of the answer, and the caller's transaction goes on.
+ENQUEUE_UNLESS_THERE = _enqueue_statement(_FULL).on_conflict_do_nothing(
+    index_elements=["name", "unique_key"], index_where=text(UNIQUE_WHILE)
+)

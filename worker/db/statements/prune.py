@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Integer, Interval, Select, Text, bindparam, delete, func, select
+from sqlalchemy import Integer, Interval, Select, Text, bindparam, delete, func, or_, select
 
 from worker.core.states import FINAL
 from worker.db.models import Attempt, Job, constant
@@ -17,6 +17,7 @@ def _prune_statement() -> Select[Any]:
             Job.state == bindparam("state", type_=Text),
             Job.state.in_([constant(state) for state in sorted(FINAL)]),
             Job.finished_at < func.statement_timestamp() - bindparam("keep", type_=Interval),
+            or_(Job.unique_until.is_(None), Job.unique_until <= func.statement_timestamp()),  # its key is taken so long
         )
         .order_by(Job.finished_at)
         .limit(bindparam("batch", type_=Integer))

@@ -74,7 +74,8 @@ def upgrade() -> None:
         unique=True,
         schema=SCHEMA,
         postgresql_where=sa.text(
-            "unique_key IS NOT NULL AND (unique_until IS NOT NULL OR state = 'queued' OR state = 'running')"
+            "unique_key IS NOT NULL AND (unique_until IS NOT NULL OR state = 'queued' AND attempt = 0"
+            " OR unique_for = 'until_done' AND (state = 'queued' OR state = 'running'))"
         ),
     )
     op.create_table(

@@ -1,0 +1,159 @@
+"""Enqueue with more to say than most: a key, a priority, a deadline. A key that is taken never ends the transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from worker.broker.hints import Hint
+from worker.core.errors import AlreadyEnqueued, ExarqError
+from worker.core.states import JobState
+from worker.db import transitions
+from worker.db.ids import uuid7
+from worker.db.statements.enqueue import ENQUEUE_UNLESS_THERE
+from worker.db.statements.unique import FIND_AND_HOLD, FIND_TO_REPLACE, FREE
+from worker.flow.call import Call, Unique
+from worker.flow.handle import Handle, Happened
+
+_TRIES: Final = 100
+
+
+def insert(connection: Connection, calls: Sequence[Call]) -> tuple[list[Handle], list[Hint]]:
+    """Write the jobs whose keys are free; for each other call, do as its `on_conflict` says.
+
+    Waits for a transaction that enqueues the same key. A job that is found waiting stays so until the caller's
+    transaction ends: it starts after that, so it sees what the caller wrote.
+
+    Raises: `AlreadyEnqueued` where a call says so, or cannot replace what it found; then none of these is written.
+    """
+    may_raise = any(call.unique is not None and call.unique.on_conflict != "skip" for call in calls)
+    with connection.begin_nested() if may_raise and len(calls) > 1 else nullcontext():
+        return _Insert(connection, calls).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A job that has a key."""
+
+    state: JobState
+    over: bool
+    hint: Hint
+
+
+class _Insert:
+    """One enqueue of some calls, each known by its number."""
+
+    def __init__(self, connection: Connection, calls: Sequence[Call]) -> None:
+        self._connection = connection
+        self._calls = calls
+        self._handles: dict[int, Handle] = {}
+        self._hints: dict[UUID, Hint] = {}
+
+    def run(self) -> tuple[list[Handle], list[Hint]]:
+        # One order for all: else two producers could each hold a key that the other waits for.
+        left = sorted(range(len(self._calls)), key=lambda number: self._name_and_key(number))
+        for _ in range(_TRIES):
+            left = self._create(left)
+            if not left:
+                return [self._handles[number] for number in range(len(self._calls))], list(self._hints.values())
+            left = self._settle(left)
+        name, key = self._name_and_key(left[0])
+        raise ExarqError(f"jobs of {name} with the key {key!r} came and went {_TRIES} times meanwhile; enqueue again")
+
+    def _create(self, numbers: Sequence[int]) -> list[int]:
+        """Write those whose keys are free; returns the others."""
+        left = {uuid7(): number for number in numbers}
+        rows = [_row(id_, self._calls[number]) for id_, number in left.items()]
+        for id_, *told in self._connection.execute(ENQUEUE_UNLESS_THERE, _arrays(rows)).all() if rows else ():
+            number = left.pop(id_)
+            call = self._calls[number]
+            self._note(number, "created", _hint(call.name, call.queue, call.priority, id_, *told))
+        return list(left.values())
+
+    def _settle(self, numbers: Sequence[int]) -> list[int]:
+        """Do as `on_conflict` says where a job has the key; returns those whose key has become free meanwhile."""
+        found = self._find(numbers)
+        if over := [job.hint.job_id for job in found.values() if job.over]:
+            self._connection.execute(FREE, {"ids": over})
+        again, replacing = [], {}
+        for number in numbers:
+            job = found.get(self._name_and_key(number))
+            if job is None or job.over:
+                again.append(number)
+                continue
+            match self._unique(number).on_conflict:
+                case "skip":
+                    self._note(number, "exists", job.hint, waits=job.state is JobState.QUEUED)
+                case "replace" if job.state is JobState.QUEUED:
+                    replacing[job.hint.job_id] = number  # of several, the last
+                    self._note(number, "replaced", job.hint)
+                case _:
+                    raise AlreadyEnqueued(*self._name_and_key(number), job.hint.job_id, job.state)
+        self._replace(replacing)
+        return again
+
+    def _find(self, numbers: Iterable[int]) -> dict[tuple[str, str], _Found]:
+        wanted = sorted({self._name_and_key(number) for number in numbers})
+        replaces = any(self._unique(number).on_conflict == "replace" for number in numbers)
+        arrays = _arrays([{"wanted_name": name, "wanted_key": key} for name, key in wanted])
+        rows = self._connection.execute(FIND_TO_REPLACE if replaces else FIND_AND_HOLD, arrays)
+        return {
+            (name, key): _Found(JobState(state), over, _hint(name, queue, priority, *told))
+            for name, key, state, queue, priority, over, *told in rows
+        }
+
+    def _replace(self, replacing: Mapping[UUID, int]) -> None:
+        """Queued → queued, with what the call says; the row keeps its queue."""
+        rows = [_row(id_, self._calls[number]) for id_, number in replacing.items()]
+        for id_, *told in transitions.replace(self._connection, _arrays(rows)) if rows else ():
+            call = self._calls[replacing[id_]]
+            self._hints[id_] = _hint(call.name, self._hints[id_].queue, call.priority, id_, *told)
+
+    def _note(self, number: int, happened: Happened, hint: Hint, *, waits: bool = True) -> None:
+        self._handles[number] = Handle(hint.job_id, hint.name, happened)
+        if waits:  # also what was there: a claim that met our lock on its row has hidden its hint
+            self._hints[hint.job_id] = hint
+
+    def _unique(self, number: int) -> Unique:
+        unique = self._calls[number].unique
+        assert unique is not None, "a job without a key is always written"
+        return unique
+
+    def _name_and_key(self, number: int) -> tuple[str, str]:
+        call = self._calls[number]
+        return call.name, "" if call.unique is None else call.unique.key
+
+
+def _row(id_: UUID, call: Call) -> dict[str, Any]:
+    unique = call.unique
+    return {
+        "id": id_,
+        "name": call.name,
+        "queue": call.queue,
+        "args": call.args,
+        "delay": call.delay,
+        "at": call.run_at,
+        "priority": call.priority,
+        "expires_in": call.expires if isinstance(call.expires, timedelta) else None,
+        "expires_at": call.expires if isinstance(call.expires, datetime) else None,
+        "key": unique.key if unique else None,
+        "scope": unique.scope if unique else None,
+        "lasts": unique.lasts if unique else None,
+    }
+
+
+def _arrays(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The rows as their columns; extra ones of `_row` do not hurt a statement that has no use for them."""
+    return {f"{name}s": [row[name] for row in rows] for name in rows[0]}
+
+
+def _hint(
+    name: str, queue: str, priority: int, id_: UUID, due_in: float, enqueued_ms: float, installation: UUID
+) -> Hint:
+    return Hint(id_, name, queue, due_in, int(enqueued_ms), installation, priority)
