@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from worker.flow.handle import Handle
     from worker.flow.job import job
     from worker.flow.publish import Publisher, flush_hints
+    from worker.flow.retry import Retrial, retry
     from worker.process import Worker
     from worker.settings import Settings, load_settings
 
@@ -59,6 +60,7 @@ __all__ = [
     "Publisher",
     "ReadOnlyJob",
     "ResultInvalid",
+    "Retrial",
     "Retry",
     "SchemaNotMigrated",
     "Settings",
@@ -76,6 +78,7 @@ __all__ = [
     "flush_hints",
     "job",
     "load_settings",
+    "retry",
 ]
 
 _HOMES = {
@@ -88,6 +91,7 @@ _HOMES = {
     "Handle": "worker.flow.handle",
     "job": "worker.flow.job",
     **dict.fromkeys(("Publisher", "flush_hints"), "worker.flow.publish"),
+    **dict.fromkeys(("Retrial", "retry"), "worker.flow.retry"),
     "Worker": "worker.process",
     **dict.fromkeys(("Settings", "load_settings"), "worker.settings"),
 }

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from worker.addresses import database_url
 from worker.flow.cancel import Cancellation, cancel
 from worker.flow.publish import Publisher
+from worker.flow.retry import Retrial, retry
 from worker.settings import Settings, load_settings
 
 
@@ -58,6 +59,18 @@ class Client:
         """
         async with self.sessions.begin() as session:
             return await cancel(session, job_id)
+
+    async def retry(self, job_id: UUID) -> Retrial:
+        """Queue a job that has ended, in a transaction of its own: it runs once more, due at once.
+
+        Args:
+            job_id: the job's id, as its `Handle` has it.
+
+        Raises: as `worker.retry`.
+
+        """
+        async with self.sessions.begin() as session:
+            return await retry(session, job_id)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -23,6 +23,7 @@ from sqlalchemy import (
     case,
     cast,
     func,
+    or_,
     select,
     tuple_,
 )
@@ -188,13 +189,24 @@ async def waiting(
 # ── for people ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 SHOWN_STATE: ColumnElement[Any] = case(
-    (and_(Job.state == JobState.QUEUED, Job.failures > 0, Job.run_at > func.now()), "retrying"),
-    (and_(Job.state == JobState.QUEUED, Job.run_at > func.now()), "scheduled"),
+    (and_(Job.state == constant(JobState.QUEUED), or_(Job.failures > 0, Job.crashes > 0)), "retrying"),
+    (and_(Job.state == constant(JobState.QUEUED), Job.run_at > func.statement_timestamp()), "scheduled"),
     else_=Job.state,
 )
-"""The state as people name it: a queued job that is due later is scheduled, or retrying after a failure."""
+"""The state as people name it: a queued job is retrying after a failure or a crash, due or not; else scheduled if it is
+due later."""
 
 SHOWN_STATES = ("queued", "scheduled", "retrying", "running", "succeeded", "failed", "cancelled")
+
+
+def stored_state(shown: str) -> JobState:
+    """The state under which a job is stored that people see in this one."""
+    return JobState.QUEUED if shown in ("scheduled", "retrying") else JobState(shown)
+
+
+def is_shown_as(shown: str) -> ColumnElement[bool]:
+    """Whether people see a job in this state; by the index of the stored one."""
+    return and_(Job.state == constant(stored_state(shown)), SHOWN_STATE.in_([shown]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +219,7 @@ class JobLine:
     state: str
     attempt: int
     run_at: datetime
+    started_at: datetime | None
     finished_at: datetime | None
     error: str | None
 
@@ -216,10 +229,10 @@ async def jobs(
 ) -> list[JobLine]:
     """The newest jobs first, those that match."""
     query = select(
-        Job.id, Job.name, Job.queue, SHOWN_STATE, Job.attempt, Job.run_at, Job.finished_at, Job.error
+        Job.id, Job.name, Job.queue, SHOWN_STATE, Job.attempt, Job.run_at, Job.started_at, Job.finished_at, Job.error
     ).order_by(Job.id.desc())
     if state is not None:
-        query = query.where(SHOWN_STATE.in_([state]))
+        query = query.where(is_shown_as(state))
     if name is not None:
         query = query.where(Job.name == name)
     if queue is not None:

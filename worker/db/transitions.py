@@ -1,4 +1,4 @@
-"""Every move of a job, each one function named as its verb; nothing else writes a state.
+"""Every move of a job, each one function named as its verb; nothing else writes a state, but `people` beside it.
 
 Each locks its rows before it updates them. A move by a worker is guarded by `state = running and token = mine`; where
 no row answers, somebody else holds the job and nothing was changed. A move of many rows passes by those that another
@@ -306,7 +306,7 @@ def request_cancel(connection: Connection, job_id: UUID, reason: str) -> CancelR
     Waits for a transaction that moves the job just now, and keeps the row locked until its own ends.
     """
     row = connection.execute(REQUEST_CANCEL, {"job_id": job_id, "reason": reason}).first()
-    return None if row is None else CancelRequest(JobState(row[0]), *row[1:])
+    return None if row is None else CancelRequest(JobState(row[1]), row[2], row[3])
 
 
 # ── final → gone ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ARRAY, CTE, and_, bindparam, column, func, select
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    ColumnElement,
+    Interval,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    column,
+    exists,
+    false,
+    func,
+    literal_column,
+    or_,
+    select,
+)
 
 from worker.core.states import JobState
-from worker.db.models import Job, constant
+from worker.db.models import Job, Worker, constant
 
 
 def given_rows(*names_and_types: tuple[str, Any]) -> CTE:
@@ -31,3 +49,24 @@ def held_rows(given: CTE) -> CTE:
         .with_for_update(key_share=True, of=Job, skip_locked=True)
         .cte("held")
     )
+
+
+# ── named by a person ───────────────────────────────────────────────────────────────────────────────────────────────
+
+WANTED_STATE: Final = or_(
+    bindparam("states", type_=ARRAY(Text)).is_(None), Job.state == any_(bindparam("states", type_=ARRAY(Text)))
+)
+"""Whether a person who named states has named this job's."""
+
+
+def given_ids(*, waits: bool) -> Select[Any]:
+    """The given jobs, as they stood when they were locked; without `waits`, what another transaction holds is left."""
+    ids = any_(bindparam("ids", type_=ARRAY(Uuid)))
+    return select(Job.id).where(Job.id == ids).order_by(Job.id).with_for_update(key_share=True, skip_locked=not waits)
+
+
+def asked_after() -> ColumnElement[bool]:
+    """Whether a worker may still ask if this job has succeeded: the answer to its COMMIT may be on its way."""
+    young = Job.finished_at > func.clock_timestamp() - literal_column("interval '1 hour'", Interval)
+    there = exists().where(Worker.id == Job.worker_id)
+    return func.coalesce(and_(Job.state == constant(JobState.SUCCEEDED), young, there), false())

@@ -1,0 +1,132 @@
+"""Final → queued: a person wants the job once more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Select,
+    Text,
+    and_,
+    case,
+    cast,
+    exists,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import aliased
+
+from worker.core.states import FINAL, Ending, JobState
+from worker.db.models import Attempt, Installation, Job, constant
+from worker.db.statements.rows import WANTED_STATE, asked_after, given_ids
+
+
+def _key_is_taken() -> ColumnElement[bool]:
+    """Whether another job holds this one's unique key."""
+    other = aliased(Job)
+    lives = or_(
+        other.unique_until.is_not(None),
+        other.state == constant(JobState.QUEUED),
+        other.state == constant(JobState.RUNNING),
+    )
+    same = and_(other.name == Job.name, other.unique_key == Job.unique_key, other.unique_key.is_not(None))
+    return exists().where(same, lives, other.id != Job.id)
+
+
+def _retry_statement(*, waits: bool) -> Select[Any]:
+    final = Job.state.in_([constant(state) for state in sorted(FINAL)])
+    locked = (
+        given_ids(waits=waits)
+        .add_columns(
+            Job.state,
+            Job.token,
+            Job.attempt,
+            Job.worker_id,
+            Job.started_at,
+            Job.finished_at,
+            _key_is_taken().label("taken"),
+            asked_after().label("young"),
+            and_(final, WANTED_STATE).label("wanted"),
+            Job.name,
+            Job.queue,
+            Job.unique_key,
+            cast(func.extract("epoch", Job.enqueued_at) * 1000, Float).label("enqueued_ms"),
+        )
+        .cte("locked")
+    )
+    # Of several with one key the newest gets it.
+    rivals = (locked.c.name, locked.c.unique_key, locked.c.wanted, locked.c.young)
+    rank = func.row_number().over(partition_by=rivals, order_by=locked.c.id.desc())
+    beaten = or_(locked.c.taken, and_(locked.c.unique_key.is_not(None), rank > 1))
+    ranked = select(locked, and_(locked.c.wanted, beaten).label("refused")).cte("ranked")
+    now = func.clock_timestamp()
+    moved = (
+        update(Job)
+        .where(Job.id == ranked.c.id, ranked.c.wanted, ~ranked.c.young, ~ranked.c.refused)
+        .values(
+            state=literal(JobState.QUEUED.value),
+            run_at=now,
+            first_due_at=now,
+            failures=0,
+            crashes=0,
+            cancel_requested=False,
+            token=null(),
+            worker_id=null(),
+            finished_at=null(),
+            progress=null(),
+            result=null(),
+            error=null(),
+            expires_at=case((Job.expires_at > now, Job.expires_at)),
+        )
+        .returning(Job.id)
+        .cte("moved")
+    )
+    # The success is forgotten on the row; that the attempt took place is not.
+    succeeded = (
+        insert(Attempt)
+        .from_select(
+            ["job_id", "token", "number", "worker_id", "started_at", "finished_at", "ending"],
+            select(
+                locked.c.id,
+                locked.c.token,
+                locked.c.attempt,
+                locked.c.worker_id,
+                locked.c.started_at,
+                locked.c.finished_at,
+                literal(Ending.SUCCEEDED.value, Text),
+            ).where(
+                locked.c.state == constant(JobState.SUCCEEDED),
+                locked.c.token.is_not(None),
+                locked.c.id.in_(select(moved.c.id)),
+            ),
+            include_defaults=False,
+        )
+        .on_conflict_do_nothing()
+        .cte("succeeded")
+    )
+    return (
+        select(
+            ranked.c.id,
+            ranked.c.state,
+            moved.c.id.is_not(None),
+            ranked.c.refused,
+            ranked.c.young,
+            ranked.c.name,
+            ranked.c.queue,
+            ranked.c.enqueued_ms,
+            select(Installation.id).scalar_subquery(),
+        )
+        .join(moved, moved.c.id == ranked.c.id, isouter=True)
+        .add_cte(succeeded)
+    )
+
+
+RETRY = _retry_statement(waits=True)
+RETRY_MANY = _retry_statement(waits=False)

@@ -1,0 +1,86 @@
+"""Retry by a person: a job that has ended runs once more; its hint goes out after the commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from worker.broker.hints import Hint
+from worker.core.states import JobState
+from worker.db import people
+from worker.db.failures import schema_needed
+from worker.db.models import Job
+from worker.db.people import Again
+from worker.flow.after_commit import Destination, destination_of, publish_after_commit
+
+
+@dataclass(frozen=True, slots=True)
+class Retrial:
+    """What asking for a job once more came to.
+
+    Args:
+        job_id: the job's id.
+        outcome: `retried`: it waits and is due now; `not final`: it waits or runs anyway; `key taken`: another job
+            holds its unique key; `asked after`: it has succeeded within the last hour, and its worker may still have
+            to ask whether it did; `unknown`: there is no such job.
+        state: the job's state from here on, None where there is no such job.
+
+    """
+
+    job_id: UUID
+    outcome: Literal["retried", "not final", "key taken", "asked after", "unknown"]
+    state: JobState | None
+
+
+async def retry(session: AsyncSession, job_id: UUID) -> Retrial:
+    """Queue in the session's transaction a job that has ended: it runs again if, and only if, that commits.
+
+    Its failures and crashes are forgotten, its attempts stay and are numbered on. One that has succeeded runs again
+    too. Until the commit nobody else can move the job.
+
+    Args:
+        session: the caller's session.
+        job_id: the job's id, as its `Handle` has it.
+
+    Raises:
+        SchemaNotMigrated: the database has no tables of Exarq.
+        SettingsError: no publisher is bound to the session and no Redis address is set.
+
+    """
+    return await session.run_sync(_retry, destination_of(session.sync_session), job_id)
+
+
+def _retry(session: Session, destination: Destination, job_id: UUID) -> Retrial:
+    connection = session.connection(bind_arguments={"mapper": Job})
+    try:
+        with schema_needed(), connection.begin_nested():
+            again = people.retry(connection, job_id)
+    except IntegrityError:  # another transaction took the key between the look and the move
+        with connection.begin_nested():
+            again = people.retry(connection, job_id)
+    if again is not None and again.moved:
+        publish_after_commit(session, connection, destination, [hint_of(again)])
+    return Retrial(job_id, *came_to(again))
+
+
+def hint_of(again: Again) -> Hint:
+    """The hint of a job that is due now."""
+    return Hint(again.job_id, again.name, again.queue, 0.0, int(again.enqueued_ms), again.installation)
+
+
+def came_to(
+    again: Again | None,
+) -> tuple[Literal["retried", "not final", "key taken", "asked after", "unknown"], JobState | None]:
+    """The outcome of a retrial, and the job's state from here on."""
+    if again is None:
+        return "unknown", None
+    if again.moved:
+        return "retried", JobState.QUEUED
+    if again.asked_after:
+        return "asked after", again.stood
+    return ("key taken" if again.key_is_taken else "not final"), again.stood
