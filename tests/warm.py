@@ -18,7 +18,9 @@ _context.set_forkserver_preload(
         "worker.cli.config",
         "worker.cli.db",
         "worker.cli.enqueue",
-        "worker.cli.jobs",
+        "worker.cli.jobs.listing",
+        "worker.cli.jobs.moving",
+        "worker.cli.jobs.showing",
         "worker.cli.run",
     ]
 )

@@ -111,7 +111,7 @@ async def test_the_table_shows_ids_whole_and_obeys_nothing_that_a_job_wrote(
     done = exarq.cold("jobs", "list")
 
     header, line = done.out.splitlines()
-    assert header.split() == ["id", "state", "run", "when", "name", "error"]
+    assert header.split() == ["id", "state", "attempts", "when", "name", "error"]
     assert line.startswith(str(failed))
     assert r"no [red]money[/red]\x1b[2J" in line
     assert done.err == ""

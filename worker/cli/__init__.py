@@ -8,6 +8,8 @@ from typing import Annotated, cast
 
 import typer
 
+from worker.cli.jobs import jobs_app
+from worker.cli.options import AsJson
 from worker.cli.output import complain
 from worker.core.errors import ArgumentsInvalid, ExarqError
 
@@ -17,7 +19,6 @@ _ENDINGS = (
 )
 # The base of all errors about what was typed, which typer does not name.
 _WrongUse = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
-_STATES = "Only this state: queued, scheduled, retrying, running, succeeded, failed or cancelled."
 
 app = typer.Typer(
     help="Background jobs that commit with your data, exactly once.",
@@ -27,13 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # it shows local variables, and passwords are in some
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-jobs_app = typer.Typer(help="Look at jobs, and cancel them.", no_args_is_help=True)
 db_app = typer.Typer(help="Look after Exarq's tables.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(db_app, name="db")
-
-AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
-Queue = Annotated[str | None, typer.Option("--queue", "-q", help="Only this queue.", show_default=False)]
 
 
 def main() -> None:
@@ -105,42 +102,6 @@ def enqueue(
     from worker.cli.enqueue import enqueue_one
 
     enqueue_one(name, args, queue=queue, delay=delay, as_json=as_json)
-
-
-@jobs_app.command("list")
-def list_jobs(
-    state: Annotated[str | None, typer.Option("--state", "-s", help=_STATES, show_default=False)] = None,
-    name: Annotated[str | None, typer.Option("--name", "-n", help="Only this job.", show_default=False)] = None,
-    queue: Queue = None,
-    limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=10_000, help="At most so many.")] = 20,
-    as_json: AsJson = False,
-) -> None:
-    """List jobs, the newest first."""
-    from worker.cli.jobs import print_list
-
-    print_list(state=state, name=name, queue=queue, limit=limit, as_json=as_json)
-
-
-@jobs_app.command("show")
-def show_job(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)],
-    as_json: AsJson = False,
-) -> None:
-    """Show all of one job, with each attempt that did not succeed; ends with 1 when there is no such job."""
-    from worker.cli.jobs import print_one
-
-    print_one(job_id, as_json=as_json)
-
-
-@jobs_app.command("cancel")
-def cancel_job(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)],
-    as_json: AsJson = False,
-) -> None:
-    """Cancel a job: what waits will not run, what runs is ended by its worker; ends with 1 when it is too late."""
-    from worker.cli.jobs import cancel_one
-
-    cancel_one(job_id, as_json=as_json)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +29,7 @@ _STYLES: Final = {
 }
 _WIDTH_OF_A_PIPE: Final = 240
 _LEAST_ROOM: Final = 12
+_WORTH_A_BAR: Final = 1_000
 
 
 class NotWritten(ExarqError):
@@ -43,6 +44,28 @@ def complain(message: str) -> None:
 def note(message: str) -> None:
     """Say what is worth knowing, in one line on stderr."""
     _say("note: ", "bold yellow", message)
+
+
+def prompt(question: str) -> None:
+    """Ask something on stderr, and stay on the line."""
+    console = _console(stderr=True)
+    console.print(Text(readable(question), style="bold"), end="", soft_wrap=True)
+    console.file.flush()
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while the block lasts, if that is a terminal; what is yielded advances it."""
+    console = _console(stderr=True)
+    if not console.is_terminal or total < _WORTH_A_BAR:
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda count: bars.advance(task, count)
 
 
 def print_json(value: object) -> None:
@@ -97,7 +120,12 @@ def _print_table(console: Console, columns: Sequence[Column], rows: Sequence[Seq
                 row[-1].truncate(room, overflow="ellipsis")
     for row in cells:
         table.add_row(*row)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as drawn:
+        console.print(table)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
 
 
 def print_facts(facts: Mapping[str, str | Text]) -> None:
@@ -105,8 +133,10 @@ def print_facts(facts: Mapping[str, str | Text]) -> None:
     width = max(map(len, facts))
     with _writing():
         for name, value in facts.items():
-            cell = value if isinstance(value, Text) else Text(readable(value))
-            _out().print(Text.assemble((name.ljust(width), "dim"), "  ", cell), soft_wrap=True)
+            first, *more = readable(value.rstrip()).split("\n") if isinstance(value, str) else [value]
+            _out().print(Text.assemble((name.ljust(width), "dim"), "  ", first), soft_wrap=True)
+            for line in more:
+                _out().print(Text(f"{'':{width}}  {line}".rstrip()), soft_wrap=True)
 
 
 def state_text(state: str) -> Text:
@@ -124,18 +154,28 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
     if moment is None:
         return "–"
     away = moment - (now or datetime.now(UTC))
-    length = _length(abs(away))
-    if length == "0 s":
+    span = length(abs(away))
+    if span == "0 s":
         return "now"
-    return f"in {length}" if away > timedelta(0) else f"{length} ago"
+    return f"in {span}" if away > timedelta(0) else f"{span} ago"
 
 
-def _length(span: timedelta) -> str:
+def length(span: timedelta) -> str:
+    """A length of time in one unit: `12 s`, `3 h`."""
     seconds = span.total_seconds()
     for unit, size, until in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 36 * 3600)):
         if seconds < until:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86400:.0f} d"
+
+
+def duration(span: timedelta) -> str:
+    """A length of time exactly, in the largest unit that it is a whole number of: `90 s`, `7 d`, `250 ms`."""
+    milliseconds = round(span.total_seconds() * 1000)
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
+        if milliseconds and milliseconds % size == 0:
+            return f"{milliseconds // size} {unit}"
+    return f"{milliseconds / 1000:g} s" if milliseconds >= 1000 else f"{milliseconds} ms"
 
 
 def _escaped(char: str) -> str:

@@ -205,13 +205,14 @@ def _not_loaded(name: str, error: BaseException) -> str:
 
 def _place(error: BaseException) -> str | None:
     """The last line of the user's own code that led to the error."""
-    if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
+    if isinstance(error, SyntaxError) and error.filename and is_users_code(error.filename):
         return f"{error.filename}:{error.lineno}"
     lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    return next((f"{file}:{line}" for file, line in reversed(lines) if _is_users(file)), None)
+    return next((f"{file}:{line}" for file, line in reversed(lines) if is_users_code(file)), None)
 
 
-def _is_users(file: str) -> bool:
+def is_users_code(file: str) -> bool:
+    """Whether this file is neither of Python, nor of a library, nor of Exarq."""
     path = Path(file)
     if file.startswith("<") or {"site-packages", "dist-packages"} & set(path.parts):
         return False

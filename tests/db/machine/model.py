@@ -256,6 +256,61 @@ def request_cancel(view: View, job_id: UUID, reason: str) -> Effect:
     return effect
 
 
+def retry_by_hand(view: View, job_id: UUID) -> Effect:
+    """What has ended waits again as if it had never run; how it stood is the answer, and whether it was moved."""
+    job = view.jobs.get(job_id)
+    if job is None:
+        return Effect()
+    moved = _by_hand(view, [job_id], list(FINAL))
+    return Effect(
+        {one: _as_new(view, view.jobs[one]) for one in moved}, frozenset({job_id}), (job.state, job_id in moved)
+    )
+
+
+def retry_many(view: View, ids: Collection[UUID], states: Collection[JobState]) -> Effect:
+    """The same of those in these states that nobody locks; the answer tells of each that was not passed by."""
+    moved, free = _by_hand(view, ids, states), _free(view, ids)
+    answer = {(one, view.jobs[one].state, one in moved) for one in free}
+    return Effect({one: _as_new(view, view.jobs[one]) for one in moved}, free, answer)
+
+
+def delete_many(view: View, ids: Collection[UUID], states: Collection[JobState]) -> Effect:
+    """Those that have ended in these states are gone; the answer as of a retry."""
+    moved, free = _by_hand(view, ids, states), _free(view, ids)
+    return Effect(dict.fromkeys(moved), free, {(one, view.jobs[one].state, one in moved) for one in free})
+
+
+def request_cancel_many(view: View, ids: Collection[UUID], states: Collection[JobState], reason: str) -> Effect:
+    """Those in these states, each as one alone; the answer tells of each that was not passed by."""
+    free = _free(view, ids)
+    asked = [request_cancel(view, one, reason).changed for one in free if view.jobs[one].state in states]
+    changed = {job_id: job for one in asked for job_id, job in one.items()}
+    return Effect(changed, free, {(one, view.jobs[one].state, view.jobs[one].state in states) for one in free})
+
+
+def _free(view: View, ids: Collection[UUID]) -> frozenset[UUID]:
+    return frozenset(ids) & frozenset(view.jobs) - frozenset(view.locked)
+
+
+def _by_hand(view: View, ids: Collection[UUID], states: Collection[JobState]) -> set[UUID]:
+    """Those that have ended so; a success stays for an hour while its worker may still ask for it."""
+    return {
+        one
+        for one in ids
+        if one in view.jobs
+        and one not in view.locked
+        and (job := view.jobs[one]).state in FINAL & set(states)
+        and not (job.state is JobState.SUCCEEDED and job.finished_at == view.now and job.worker in view.workers)
+    }
+
+
+def _as_new(view: View, job: Job) -> Job:
+    noted = job.noted
+    if job.state is JobState.SUCCEEDED:
+        noted = (*noted, Noted(job.attempt, job.token, job.worker, Ending.SUCCEEDED, None, None))
+    return Job(job.queue, view.now, view.now, attempt=job.attempt, noted=noted)
+
+
 def prune(view: View, state: JobState, keep: int, batch: int) -> Effect:
     """The oldest of those that ended so before `keep` hours; how many is the answer."""
     old = [

@@ -17,7 +17,7 @@ from tests.db.machine import model
 from tests.db.machine.model import MAX_CRASHES, Effect, Leave, View
 from worker.core.outcome import ErrorText
 from worker.core.states import FINAL, Ending, JobState
-from worker.db import reads, transitions, workers
+from worker.db import people, reads, transitions, workers
 from worker.db.statements.enqueue import ENQUEUE
 from worker.db.transitions import ClaimedJob, Held, Moved
 
@@ -209,6 +209,42 @@ def request_cancel(job_id: UUID) -> Move:
     return Move("request cancel", partial(model.request_cancel, job_id=job_id, reason=ASKED), send)
 
 
+def retry_by_hand(job_id: UUID) -> Move:
+    async def send(connection: AsyncConnection) -> Any:
+        found = await connection.run_sync(people.retry, job_id)
+        return None if found is None else (found.stood, found.moved)
+
+    return Move("retry by hand", partial(model.retry_by_hand, job_id=job_id), send)
+
+
+def retry_many(ids: Collection[UUID], states: Collection[JobState]) -> Move:
+    async def send(connection: AsyncConnection) -> Any:
+        found = await people.retry_many(connection, list(ids), states=states)
+        return {(one.job_id, one.stood, one.moved) for one in found}
+
+    return Move("retry many by hand", partial(model.retry_many, ids=ids, states=states), send, held="passes by")
+
+
+def delete_many(ids: Collection[UUID], states: Collection[JobState]) -> Move:
+    async def send(connection: AsyncConnection) -> Any:
+        found = await people.delete_many(connection, list(ids), states=states)
+        return {(one.job_id, one.stood, one.moved) for one in found}
+
+    return Move("delete", partial(model.delete_many, ids=ids, states=states), send, held="passes by")
+
+
+def request_cancel_many(ids: Collection[UUID], states: Collection[JobState]) -> Move:
+    async def send(connection: AsyncConnection) -> Any:
+        found = await people.request_cancel_many(connection, list(ids), ASKED, states=states)
+        return {(job_id, request.stood, wanted) for job_id, request, wanted in found}
+
+    expected = partial(model.request_cancel_many, ids=ids, states=states, reason=ASKED)
+    return Move("request cancel of many", expected, send, held="passes by")
+
+
+OF_MANY_BY_HAND = [retry_many, delete_many, request_cancel_many]
+
+
 def prune(state: JobState, keep: int, batch: int) -> Move:
     assert state in FINAL
 
@@ -221,6 +257,7 @@ def prune(state: JobState, keep: int, batch: int) -> Move:
 NAMES = (
     *("enqueue", "claim", "claim by scan", "succeed", "succeed many", "retry", "retry, uncounted", "fail", "cancel"),
     *("snooze", "release", "release many", "rescue", "request cancel", "prune"),
+    *("retry by hand", "retry many by hand", "delete", "request cancel of many"),
 )
 
 

@@ -8,9 +8,10 @@ prune must pass its rows by, while the holder of a job must wait for them and th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -47,6 +48,8 @@ queues = st.sampled_from([QUEUES, QUEUES, QUEUES[:1], QUEUES[1:]])
 Verb = Callable[[Held, int], Move]
 VerbOfMany = Callable[[list[Held]], Move]
 one_verb: st.SearchStrategy[Verb] = st.sampled_from(moves.OF_ONE)
+VerbByHand = Callable[[Collection[UUID], Collection[JobState]], Move]
+by_hand: st.SearchStrategy[VerbByHand] = st.sampled_from(moves.OF_MANY_BY_HAND)
 many_verb: st.SearchStrategy[VerbOfMany] = st.sampled_from([moves.succeed_many, moves.release_many])
 
 
@@ -96,6 +99,16 @@ class Machine(Base):
     @rule(there=where, index=number, commit=st.booleans())
     def request_cancel(self, there: bool, index: int, commit: bool) -> None:
         self.make(moves.request_cancel(self.id(index)), there, commit=commit)
+
+    @precondition(lambda self: self.there_are(*FINAL))
+    @rule(there=where, index=number, commit=st.booleans())
+    def retry_by_hand(self, there: bool, index: int, commit: bool) -> None:
+        self.make(moves.retry_by_hand(self.id(index)), there, commit=commit)
+
+    @precondition(lambda self: self.jobs)
+    @rule(there=where, verb=by_hand, indices=numbers, states=st.sets(st.sampled_from(sorted(JobState)), min_size=1))
+    def move_many_by_hand(self, there: bool, verb: VerbByHand, indices: list[int], states: set[JobState]) -> None:
+        self.make(verb({self.id(index) for index in indices}, states), there)
 
     @precondition(lambda self: self.there_are(R))
     @rule(there=where, worker=st.integers(0, 3))
