@@ -24,6 +24,7 @@ class Client:
 
     Args:
         settings: where PostgreSQL and Redis are; without them, `load_settings()`.
+        publisher: where its hints go; without one, to the settings' Redis.
 
     Raises:
         SettingsError: no address is set.
@@ -35,15 +36,16 @@ class Client:
     sessions: async_sessionmaker[AsyncSession]
     publisher: Publisher
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, publisher: Publisher | None = None) -> None:
         self._settings = settings or load_settings()
+        self._publisher = publisher
         self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         settings = self._settings
         self.engine = create_async_engine(database_url(settings))
         self._opened.push_async_callback(self.engine.dispose)
-        self.publisher = Publisher.from_settings(settings)
+        self.publisher = self._publisher or Publisher.from_settings(settings)
         self._opened.push_async_callback(self.publisher.close)
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False, info=self.publisher.info)
         return self

@@ -20,7 +20,7 @@ from worker.db.failures import is_away
 _ATTEMPT = "exarq.attempt"
 
 # What a job can leave on a connection that outlives its transaction; RESET ALL leaves a role that was SET.
-_RESET = "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP"
+RESET = "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP"
 
 RESTORE: Final = "exarq.restore"
 """The key of a connection's `info` under which it keeps the SQL that restores what its engine had set on it."""
@@ -139,7 +139,7 @@ class AttemptTransaction:
             connection.rollback()
             if not connection.invalidated:
                 connection.info.pop(_ATTEMPT, None)
-                reset = _RESET + connection.info.get(RESTORE, "")
+                reset = RESET + connection.info.get(RESTORE, "")
                 _proxied(connection).run_async(lambda driver: driver.execute(reset))
         except BaseException as error:  # a connection that was not cleaned is not used again
             connection.invalidate()
