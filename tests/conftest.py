@@ -10,14 +10,17 @@ from datetime import timedelta
 import hypothesis
 import pytest
 from arq.connections import ArqRedis
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from jobs import inventory, ledger
+from tests.db import session_cases
 from tests.servers import MARK, TestServers, test_servers
 from worker.broker.connection import connect
 from worker.broker.keys import PAYLOAD_PREFIX
 from worker.flow.publish import Publisher
 from worker.settings import Settings, load_settings
+from worker.testing.databases import Databases, databases
 
 _numbers = itertools.count(1)
 
@@ -37,6 +40,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def servers() -> Iterator[TestServers]:
     with test_servers() as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def exarq_databases(servers: TestServers) -> Iterator[Databases]:
+    """The plugin's databases, on the servers of the other tests, with the tables that jobs under test write to."""
+    with databases(_make_tables, servers.admin_url.render_as_string(hide_password=False)) as found:
+        yield found
+
+
+def _make_tables(connection: Connection) -> None:
+    session_cases.Base.metadata.create_all(connection)
+    inventory.Base.metadata.create_all(connection)
+    ledger.Base.metadata.create_all(connection)
 
 
 @pytest.fixture

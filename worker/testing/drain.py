@@ -1,0 +1,107 @@
+"""Drain: run in the test what waits, as a worker would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, Final
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from worker.client import Client
+from worker.core.errors import ExarqError
+from worker.core.registry import Registry, default_registry, load_modules
+from worker.core.states import Ending, JobState
+from worker.db import transitions
+from worker.db.ids import uuid7
+from worker.db.models import Job, constant
+from worker.db.send import once
+from worker.db.transitions import ClaimedJob
+from worker.flow.holdings import Run
+from worker.flow.work import Work
+from worker.settings import load_settings
+from worker.testing.clock import FrozenClock, frozen_clock
+from worker.testing.work import Ended, attempt, open_work, raise_failure
+
+_FAILURES: Final = frozenset({Ending.RETRIED, Ending.FAILED, Ending.RELEASED})
+
+_WAITS = Job.state == constant(JobState.QUEUED)
+_QUEUES = select(Job.queue).where(_WAITS).distinct()
+_NEXT_DUE = select(func.min(Job.run_at)).where(_WAITS)
+
+
+class NeverDrained(ExarqError):
+    """Raised when a drain comes to no end, as with a job that enqueues or snoozes itself."""
+
+
+async def drain(
+    where: AsyncSession | Client,
+    *,
+    raises: bool = True,
+    with_scheduled: bool = False,
+    context: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+    limit: int = 1000,
+) -> list[Ended]:
+    """Run what is due, and what that enqueues, one after the other until nothing is; returns how each attempt ended.
+
+    The jobs are claimed, run and completed by the worker's own code, in this process and on this event loop. Given a
+    session, all of it happens inside the session's transaction, and what the session has loaded is read anew; given a
+    client, the jobs that are committed run, each in a transaction of its own.
+
+    Args:
+        where: the session that enqueued, or a client.
+        raises: raise what a job raised for a failure, once its attempt is stored; otherwise go on to the end.
+        with_scheduled: run also what is due later (delays, retries, snoozes), the clock standing at the time of each.
+        context: what `ctx[…]` gives the jobs.
+        registry: the definitions; without one, those that are imported, and those of `jobs.modules`.
+        limit: how many attempts are taken for a loop without end.
+
+    Raises:
+        NeverDrained: after `limit` attempts something is still due.
+
+    """
+    __tracebackhide__ = True
+    ended: list[Ended] = []
+    async with open_work(where, registry or loaded_registry(), context or {}) as work:
+        with ExitStack() as stack:
+            clock = stack.enter_context(frozen_clock()) if with_scheduled else None
+            while run := await _claim_next(work, clock):
+                ended.append(await attempt(work, run))
+                if raises and ended[-1].outcome in _FAILURES:
+                    raise_failure(ended[-1])
+                if len(ended) == limit:
+                    raise NeverDrained(f"{limit} attempts were run; does {run.claimed.name} enqueue or snooze itself?")
+    return ended
+
+
+def loaded_registry() -> Registry:
+    """The definitions that a worker of these settings has."""
+    if modules := load_settings().jobs.modules:
+        load_modules(modules)
+    return default_registry
+
+
+async def _claim_next(work: Work, clock: FrozenClock | None) -> Run | None:
+    """The job that has been due for longest; given a clock, it is set to when the next is due if none is now."""
+    run = await _claim(work)
+    if run is None and clock is not None:
+        next_due = await once(work.processor, lambda connection: connection.scalar(_NEXT_DUE))
+        if next_due is not None:
+            clock.move_to(max(next_due, clock.now))
+            run = await _claim(work)
+    return run
+
+
+async def _claim(work: Work) -> Run | None:
+    token = uuid7()
+
+    async def send(connection: AsyncConnection) -> list[ClaimedJob]:
+        queues = (await connection.scalars(_QUEUES)).all()
+        return await transitions.claim_by_scan(
+            connection, queues, room=1, token=token, worker_id=work.identity.id, may_take_suspect=True
+        )
+
+    runs = work.holdings.claimed(token, await once(work.processor, send))
+    return runs[0] if runs else None
