@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ async def worker_process(
     """A worker of these settings that has started; `more` are variables such as `worker_grace=1`."""
     before = await workers(engine) if registered else []
     with tempfile.TemporaryDirectory() as folder:
-        process = _start(Path(folder, "log"), _environment(settings, lines, more))
+        process = _start(Path(folder, "log"), _environment(settings, lines, more), _work)
         try:
             if registered:
                 await until(lambda: _has_begun(process, engine, before), "the worker process begins to beat", _TO_BEGIN)
@@ -91,9 +91,32 @@ async def worker_process(
             process.reap()
 
 
-def _start(log: Path, environment: dict[str, str]) -> WorkerProcess:
+@asynccontextmanager
+async def parent_process(
+    settings: Settings, engine: AsyncEngine, *, processes: int = 2, lines: Path | None = None, **more: object
+) -> AsyncIterator[WorkerProcess]:
+    """`exarq run --processes` whose workers have begun; their pids are in `exarq.worker`."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = _environment(settings, lines, {"worker_processes": processes, **more})
+        parent = _start(Path(folder, "log"), environment, _supervise)
+        try:
+            await until(lambda: _all_have_begun(parent, engine, processes), "the processes begin to beat", _TO_BEGIN)
+            yield parent
+            parent.send(signal.SIGTERM)
+            await parent.ended()
+        finally:
+            parent.reap()  # its processes end with it
+
+
+def _start(log: Path, environment: dict[str, str], function: Callable[[], None]) -> WorkerProcess:
     log.touch()
-    return WorkerProcess(Forked(Place(_ROOT, environment, Path(os.devnull), log, log), _work), log)
+    return WorkerProcess(Forked(Place(_ROOT, environment, Path(os.devnull), log, log), function), log)
+
+
+def _supervise() -> None:
+    from worker.cli.run import run_until_stopped
+
+    run_until_stopped(burst=False, concurrency=None, queues=None)
 
 
 def _work() -> None:
@@ -116,6 +139,11 @@ async def workers(engine: AsyncEngine) -> list[Any]:
 async def _has_begun(process: WorkerProcess, engine: AsyncEngine, before: list[Any]) -> bool:
     assert not process.is_over, f"the worker did not start:\n{process.output}"
     return bool(set(await workers(engine)) - set(before))
+
+
+async def _all_have_begun(parent: WorkerProcess, engine: AsyncEngine, processes: int) -> bool:
+    assert not parent.is_over, f"the parent ended:\n{parent.output}"
+    return len(await workers(engine)) == processes
 
 
 def _environment(settings: Settings, lines: Path | None, more: dict[str, object]) -> dict[str, str]:

@@ -51,6 +51,7 @@ class Worker(arq.worker.Worker):
         registry: the definitions it runs; without one, those of `jobs.modules`.
         burst: end when no job is due and none runs.
         handle_signals: stop on SIGTERM and SIGINT; off where another program owns the process.
+        obey: given the function that stops this worker, from any thread and again; True: gives back at once what runs.
 
     Raises:
         SettingsError: no address is set, or one names something of the user's that is not there.
@@ -66,6 +67,7 @@ class Worker(arq.worker.Worker):
         registry: Registry | None = None,
         burst: bool = False,
         handle_signals: bool = True,
+        obey: Callable[[Callable[[bool], None]], None] | None = None,
     ) -> None:
         self._settings = settings or load_settings()
         if registry is None:
@@ -81,6 +83,7 @@ class Worker(arq.worker.Worker):
         # Signals reach the main thread only, and a worker in another one does not own its process.
         self._owns_process = handle_signals and threading.current_thread() is threading.main_thread()
         self._hears_signals = False
+        self._obey = obey
         definitions = [registry.get(name) for name in registry.names()]
         super().__init__(
             functions=[arq.worker.func(cast("Any", definition.fn), name=definition.name) for definition in definitions],
@@ -216,11 +219,18 @@ class Worker(arq.worker.Worker):
             return
         loop = asyncio.get_running_loop()
 
-        def received(_number: int, _frame: FrameType | None) -> None:
-            again = self._stop_requested.is_set()
-            heartbeat.announce_stop(hurry=again)
-            loop.call_soon_threadsafe(pump.hurry if again else self._stop_requested.set)
+        def stop(hurry: bool) -> None:
+            heartbeat.announce_stop(hurry=hurry)
+            with suppress(RuntimeError):  # the loop has just ended
+                loop.call_soon_threadsafe(self._stop_requested.set)
+                if hurry:
+                    loop.call_soon_threadsafe(pump.hurry)
 
+        def received(_number: int, _frame: FrameType | None) -> None:
+            stop(self._stop_requested.is_set())
+
+        if self._obey:
+            self._obey(stop)
         before = {number: signal.signal(number, received) for number in (signal.SIGTERM, signal.SIGINT)}
         self._hears_signals = True
         try:
@@ -250,14 +260,16 @@ async def _ended(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def run_worker(settings: Settings, *, burst: bool = False) -> None:
-    """Run a worker of these settings, on an event loop of its own, until it has stopped."""
+def run_worker(
+    settings: Settings, *, burst: bool = False, obey: Callable[[Callable[[bool], None]], None] | None = None
+) -> None:
+    """Run a worker of these settings, on an event loop of its own, until it has stopped; `obey` as in `Worker`."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)  # where ARQ looks for it
     # A thread for every job that asks for one: the usual few would make them wait, and every new connection too.
     loop.set_default_executor(ThreadPoolExecutor(settings.worker.concurrency + _SPARE_THREADS))
     try:
-        Worker(settings, burst=burst).run()
+        Worker(settings, burst=burst, obey=obey).run()
     finally:
         asyncio.set_event_loop(None)
         loop.close()

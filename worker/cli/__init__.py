@@ -74,16 +74,26 @@ def _exarq(
 def run(
     burst: Annotated[bool, typer.Option("--burst", metavar="", help="End when no job is due and none runs.")] = False,
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", "-c", help="Attempts running at once.", show_default=False)
+        int | None,
+        typer.Option(
+            "--concurrency", "-c", min=1, max=1000, help="Attempts running at once in each process.", show_default=False
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", "-p", min=1, max=256, help="Processes, restarted when they die.", show_default=False
+        ),
     ] = None,
     queue: Annotated[
         list[str] | None, typer.Option("--queue", "-q", help="Take from this queue; repeatable.", show_default=False)
     ] = None,
+    supervised: Annotated[str | None, typer.Option("--supervised", hidden=True)] = None,
 ) -> None:
     """Run a worker until Ctrl-C or SIGTERM; running jobs may end, a second Ctrl-C gives them back."""
     from worker.cli.run import run_until_stopped
 
-    run_until_stopped(burst=burst, concurrency=concurrency, queues=queue)
+    run_until_stopped(burst=burst, concurrency=concurrency, queues=queue, processes=processes, supervised=supervised)
 
 
 @app.command()

@@ -1,13 +1,17 @@
-"""`exarq run`: a worker, and the embedded servers it needs if the settings ask for them."""
+"""`exarq run`: a worker, or a parent of several, and the embedded servers they need if the settings ask for them."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import structlog.contextvars
+
 from worker.cli.database import database
 from worker.cli.output import note
+from worker.core.errors import ArgumentsInvalid, DatabaseUnreachable
 from worker.core.registry import load_modules
 from worker.db.migrate import upgrade
 from worker.embedded import attach, servers
@@ -15,16 +19,54 @@ from worker.observe.logs import configure
 from worker.process import leave_threads_behind, run_worker
 from worker.settings import Settings, load_settings
 from worker.settings.values import EMBEDDED
+from worker.supervise.lifeline import AWAY, Lifeline, Place
+from worker.supervise.parent import Parent, command
 
 
-def run_until_stopped(*, burst: bool, concurrency: int | None, queues: list[str] | None) -> None:
+def run_until_stopped(
+    *,
+    burst: bool,
+    concurrency: int | None,
+    queues: list[str] | None,
+    processes: int | None = None,
+    supervised: str | None = None,
+) -> None:
     """Run a worker until it is told to stop, or until nothing is left to do; what it started ends with it."""
-    chosen = {"concurrency": concurrency, "queues": queues or None}
+    chosen = {"concurrency": concurrency, "queues": queues or None, "processes": processes}
     settings = load_settings(worker={name: value for name, value in chosen.items() if value is not None})
     configure(settings.log.level, settings.log.format)
-    load_modules(settings.jobs.modules)  # before servers are started for nothing
+    if supervised is not None:
+        _run_below_a_parent(settings, supervised, burst=burst)
+    elif settings.worker.processes > 1:
+        _run_processes(settings, burst=burst)
+    else:
+        load_modules(settings.jobs.modules)  # before servers are started for nothing
+        with embedded_servers(settings):
+            run_worker(settings, burst=burst)
+        leave_threads_behind()
+
+
+def _run_processes(settings: Settings, *, burst: bool) -> None:
+    worker = settings.worker
+    words = ["run", *(["--burst"] if burst else []), "--concurrency", str(worker.concurrency)]
+    words += [word for queue in worker.queues for word in ("--queue", queue)]
     with embedded_servers(settings):
-        run_worker(settings, burst=burst)
+        code = asyncio.run(Parent(settings, command(words), burst=burst).run())
+    sys.exit(code)
+
+
+def _run_below_a_parent(settings: Settings, supervised: str, *, burst: bool) -> None:
+    try:
+        place = Place.parse(supervised)
+        lifeline = Lifeline(place.file)
+    except (ValueError, OSError):
+        raise ArgumentsInvalid("--supervised is between a parent and its processes; use --processes") from None
+    structlog.contextvars.bind_contextvars(process=place.number)
+    try:
+        run_worker(settings, burst=burst, obey=lifeline.obey)
+    except DatabaseUnreachable:
+        lifeline.say(AWAY)
+        raise
     leave_threads_behind()
 
 

@@ -355,3 +355,52 @@ class CancelNotTold(Event):
     text = "workers not told of a cancel request; they see it with the next beat"
     requests: int
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessesStarting(Event):
+    """A parent starts its worker processes."""
+
+    text = "starting worker processes"
+    processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessDied(Event):
+    """A worker process ended that should run; `how` is a signal's name or an exit code, `restart_in` in seconds."""
+
+    level = logging.WARNING
+    text = "a worker process died"
+    process: int
+    pid: int
+    how: str
+    restart_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRescued(Event):
+    """What ran in a dead process was given back by its parent, without waiting for a lease."""
+
+    level = logging.WARNING
+    text = "gave back the jobs of a dead worker process"
+    pid: int
+    workers: tuple[UUID, ...]
+    jobs: int
+    blamed: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessesStopping(Event):
+    """The parent told its processes to stop."""
+
+    text = "stopping all worker processes; a second signal gives back at once what runs"
+    reason: str
+    processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessesStopped(Event):
+    """The last process of a parent has ended."""
+
+    text = "all worker processes stopped"

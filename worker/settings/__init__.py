@@ -105,7 +105,12 @@ class JobsSettings(Section):
 class WorkerSettings(Section):
     """One worker process: what it takes, how it shows that it lives, how it stops."""
 
-    concurrency: Count = Field(20, ge=1, le=1000, description="attempts running at once, a number from 1 to 1000")
+    processes: Count = Field(
+        1, ge=1, le=256, description="processes that `exarq run` starts below one parent, a number from 1 to 256"
+    )
+    concurrency: Count = Field(
+        20, ge=1, le=1000, description="attempts running at once in each process, a number from 1 to 1000"
+    )
     queues: Annotated[Names, AfterValidator(queue_names)] = Field(
         ("default",), description="names of the queues it takes from"
     )

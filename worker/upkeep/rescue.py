@@ -21,6 +21,38 @@ from worker.flow.work import Identity
 from worker.observe.events import RescueCommitting, StepFailed, WorkerRescued, emit
 
 
+async def rescue_from(
+    engine: AsyncEngine, dead: UUID, beat: int | None, *, reason: str, max_crashes: int
+) -> list[Moved] | None:
+    """Give back the jobs of a dead worker in one transaction; None when another is at it, or it has beaten since.
+
+    Args:
+        engine: where to do it.
+        dead: the worker's id.
+        beat: the one that was seen; None when it has no row.
+        reason: what the attempts that ended there will say.
+        max_crashes: after how many crashes a job is failed.
+
+    """
+    async with engine.begin() as connection:
+        if not await workers.lock_for_rescue(connection, dead):
+            return None
+        silent, had_announced = await workers.still_silent(connection, dead, beat)
+        if not silent:
+            return None
+        await workers.end_backends(connection, Identity(dead).application_name)
+        moved = await transitions.rescue(
+            connection,
+            dead,
+            had_announced_its_stop=had_announced,
+            max_crashes=max_crashes,
+            reason=reason,
+        )
+        await workers.unregister(connection, dead)
+        emit(RescueCommitting(worker=dead, jobs=len(moved)))
+    return moved
+
+
 class Rescuer:
     """Watches the beats of all other workers.
 
@@ -54,28 +86,16 @@ class Rescuer:
         beats.pop(self._identity.id, None)
         for worker_id, beat in self._watch.look(beats, time.monotonic()).items():
             try:
-                await self._rescue_from(engine, worker_id, beat)
+                await self._rescue(engine, worker_id, beat)
             except Exception as error:  # one that cannot be rescued now must not keep the others from it
                 emit(StepFailed(step=f"rescue {worker_id}", error=f"{type(error).__name__}: {error}"))
         return min(self._sweep, self._watch.next_conviction(time.monotonic()) or self._sweep)
 
-    async def _rescue_from(self, engine: AsyncEngine, dead: UUID, beat: int | None) -> None:
-        async with engine.begin() as connection:
-            if not await workers.lock_for_rescue(connection, dead):
-                return  # another worker is at it
-            silent, had_announced = await workers.still_silent(connection, dead, beat)
-            if not silent:
-                return
-            await workers.end_backends(connection, Identity(dead).application_name)
-            moved = await transitions.rescue(
-                connection,
-                dead,
-                had_announced_its_stop=had_announced,
-                max_crashes=self._max_crashes,
-                reason=f"worker {dead} stopped beating while the job ran there",
-            )
-            await workers.unregister(connection, dead)
-            emit(RescueCommitting(worker=dead, jobs=len(moved)))
+    async def _rescue(self, engine: AsyncEngine, dead: UUID, beat: int | None) -> None:
+        reason = f"worker {dead} stopped beating while the job ran there"
+        moved = await rescue_from(engine, dead, beat, reason=reason, max_crashes=self._max_crashes)
+        if moved is None:
+            return
         failed = sum(job.state is JobState.FAILED for job in moved)
         blamed = sum(job.ending is Ending.CRASHED for job in moved)
         emit(WorkerRescued(worker=dead, jobs=len(moved), failed=failed, blamed=blamed))

@@ -1,0 +1,1 @@
+"""Several worker processes below one parent, which starts them, restarts the dead and gives their jobs back."""
