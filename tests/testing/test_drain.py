@@ -19,7 +19,7 @@ from tests.flow.helpers import note, notes, registry_of
 from tests.testing.jobs_for_tests import end, fails_twice, for_ever, hangs_up, nothing, slow, write
 from worker import Client, UnknownJob, enqueue
 from worker.core.errors import AutocommitRefused, TransactionAborted
-from worker.flow.enqueue import JobFunction
+from worker.flow.job import JobFunction
 from worker.flow.run import JobTimeout
 from worker.testing import Ended, NeverDrained, assert_enqueued, drain, frozen_clock, rolled_back
 from worker.testing.borrow import ConnectionLost

@@ -14,8 +14,8 @@ from worker.db import transitions
 from worker.db.ids import uuid7
 from worker.db.models import Attempt, Job
 from worker.db.send import once
-from worker.flow.enqueue import JobFunction
 from worker.flow.holdings import Run
+from worker.flow.job import JobFunction
 from worker.flow.work import Work
 from worker.testing.work import attempt, open_work, raise_failure
 
