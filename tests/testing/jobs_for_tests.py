@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from tests.flow.helpers import note
 from worker import Cancel, Fail, JobContext, Retry, Snooze, job
@@ -70,3 +71,23 @@ async def hangs_up(session: AsyncSession) -> None:
     connection = await session.connection()
     raw = (await connection.get_raw_connection()).driver_connection
     await raw._raw.close()  # type: ignore[union-attr]  # what a server does that goes away
+
+
+@job(name="t.legacy")
+def legacy(session: Session, word: str) -> str:
+    session.execute(text("INSERT INTO note VALUES (:word)"), {"word": word})
+    session.commit()
+    return word
+
+
+@job(name="t.read_only", read_only=True, isolation="SERIALIZABLE")
+async def writes_read_only(session: AsyncSession) -> None:
+    await note(session, "read only")
+
+
+@job(name="t.own", commits="own")
+async def commits_and_raises(session: AsyncSession) -> None:
+    await note(session, "committed")
+    await session.commit()
+    await note(session, "not committed")
+    raise ValueError("after a commit")

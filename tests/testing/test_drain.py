@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from jobs.ledger import Account, PaymentOrder
@@ -16,7 +16,18 @@ from tests.db.attempts import kept_by_plain_sqlalchemy
 from tests.db.session_cases import CASES, Body
 from tests.db.session_cases import write as write_note
 from tests.flow.helpers import note, notes, registry_of
-from tests.testing.jobs_for_tests import end, fails_twice, for_ever, hangs_up, nothing, slow, write
+from tests.testing.jobs_for_tests import (
+    commits_and_raises,
+    end,
+    fails_twice,
+    for_ever,
+    hangs_up,
+    legacy,
+    nothing,
+    slow,
+    write,
+    writes_read_only,
+)
 from worker import Client, UnknownJob, enqueue
 from worker.core.errors import AutocommitRefused, TransactionAborted
 from worker.flow.job import JobFunction
@@ -87,6 +98,30 @@ async def test_a_drained_job_keeps_what_plain_sqlalchemy_keeps(
 
     assert ended.outcome == "succeeded"
     assert set(await words(session)) == expected
+
+
+async def test_a_def_job_runs_in_the_tests_transaction_too(session: AsyncSession) -> None:
+    await legacy.enqueue(session, "a")
+
+    assert outcomes(await drain(session)) == ["succeeded"]
+    assert await words(session) == ["a"]
+
+
+async def test_a_read_only_job_cannot_write_whatever_the_tests_transaction_may(session: AsyncSession) -> None:
+    await writes_read_only.enqueue(session)
+
+    with pytest.raises(DBAPIError, match="cannot execute INSERT in a read-only transaction"):
+        await drain(session)
+    await note(session, "the test writes")
+
+    assert await words(session) == ["the test writes"]
+
+
+async def test_what_a_job_has_committed_by_itself_stays_when_it_raises(session: AsyncSession) -> None:
+    await commits_and_raises.enqueue(session)
+
+    assert outcomes(await drain(session, raises=False)) == ["retried"]
+    assert await words(session) == ["committed"]
 
 
 async def test_what_the_session_has_loaded_is_read_anew(session: AsyncSession) -> None:

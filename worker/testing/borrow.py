@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import asyncpg
+from asyncpg.transaction import Transaction
 from sqlalchemy import Engine, NullPool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -56,6 +57,18 @@ class _Lender:
         return borrowed
 
 
+class _ReadOnlySavepoint(Transaction):
+    """A savepoint in which PostgreSQL refuses each write; asyncpg leaves that to the outermost transaction."""
+
+    def __init__(self, raw: Any) -> None:
+        super().__init__(raw, None, readonly=False, deferrable=False)
+        self._raw = raw
+
+    async def start(self) -> None:
+        await super().start()
+        await self._raw.execute("SET TRANSACTION READ ONLY")
+
+
 class _Borrowed:
     """A checkout: asyncpg's connection, whose closing ends no more than the checkout's savepoint.
 
@@ -69,6 +82,10 @@ class _Borrowed:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
+
+    def transaction(self, *, readonly: bool = False, **_not_a_savepoints: object) -> Transaction:
+        """A savepoint, read-only where that is asked for; its isolation is that of the test's transaction."""
+        return _ReadOnlySavepoint(self._raw) if readonly else self._raw.transaction()
 
     async def execute(self, query: str, *args: Any, **options: Any) -> Any:
         """Pass it on; what the test has set on its connection is not reset after each attempt."""

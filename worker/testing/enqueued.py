@@ -52,7 +52,8 @@ class Enqueued:
 
     def __str__(self) -> str:
         args = ", ".join(f"{name}={value!r}" for name, value in self.args.items())
-        delay = "" if self.delay < _CLOCK_TOLERANCE else f", delay {self.delay}"
+        seconds = timedelta(seconds=round(self.delay.total_seconds()))
+        delay = f", delay {seconds}" if seconds else ""
         return f"{self.name}({args})  queue {self.queue!r}{delay}, {self.state}"
 
 
