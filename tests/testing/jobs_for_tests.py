@@ -91,3 +91,10 @@ async def commits_and_raises(session: AsyncSession) -> None:
     await session.commit()
     await note(session, "not committed")
     raise ValueError("after a commit")
+
+
+@job(name="t.throws_away")
+async def throws_its_connection_away(session: AsyncSession) -> None:
+    await note(session, "thrown away")
+    await (await session.connection()).invalidate()
+    raise ConnectionError("the connection cannot be trusted")

@@ -25,6 +25,7 @@ from tests.testing.jobs_for_tests import (
     legacy,
     nothing,
     slow,
+    throws_its_connection_away,
     write,
     writes_read_only,
 )
@@ -240,6 +241,15 @@ async def test_a_job_that_times_out_in_a_query_is_rolled_back_and_the_test_goes_
         await drain(session)
 
     assert await words(session) == ["before"]
+
+
+async def test_what_was_written_on_a_connection_thrown_away_is_rolled_back(session: AsyncSession) -> None:
+    await throws_its_connection_away.enqueue(session)
+
+    with pytest.raises(ConnectionError):
+        await drain(session)
+
+    assert await words(session) == []
 
 
 async def test_a_connection_that_a_job_closes_ends_the_drain(exarq_client: Client) -> None:
