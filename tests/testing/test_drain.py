@@ -206,6 +206,16 @@ async def test_the_drain_goes_on_and_tells_how_each_ended_if_asked_to(session: A
     assert await words(session) == ["return"]
 
 
+async def test_a_retry_is_not_due_within_the_same_drain_however_short_its_wait(
+    session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.random", lambda: 0.000_002)  # the jitter, of a second
+    await end.enqueue(session, "raise")
+
+    assert outcomes(await drain(session, raises=False)) == ["retried"]
+    assert outcomes(await drain(session, raises=False)) == ["retried"]
+
+
 async def test_a_job_that_is_put_off_or_no_longer_wanted_fails_no_test(session: AsyncSession) -> None:
     await end.enqueue(session, "snooze")
     await end.enqueue(session, "cancel")

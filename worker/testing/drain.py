@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any, Final
 
 from sqlalchemy import func, select
@@ -28,6 +27,7 @@ _FAILURES: Final = frozenset({Ending.RETRIED, Ending.FAILED, Ending.RELEASED})
 
 _WAITS = Job.state == constant(JobState.QUEUED)
 _QUEUES = select(Job.queue).where(_WAITS).distinct()
+_NOW = select(func.clock_timestamp())
 _NEXT_DUE = select(func.min(Job.run_at)).where(_WAITS)
 
 
@@ -48,12 +48,13 @@ async def drain(
 
     The jobs are claimed, run and completed by the worker's own code, in this process and on this event loop. Given a
     session, all of it happens inside the session's transaction, and what the session has loaded is read anew; given a
-    client, the jobs that are committed run, each in a transaction of its own.
+    client, the jobs that are committed run, each in a transaction of its own. PostgreSQL's clock stands still for all
+    of it, as in `frozen_clock`: a retry that has to wait, however shortly, is not due in the same drain.
 
     Args:
         where: the session that enqueued, or a client.
         raises: raise what a job raised for a failure, once its attempt is stored; otherwise go on to the end.
-        with_scheduled: run also what is due later (delays, retries, snoozes), the clock standing at the time of each.
+        with_scheduled: run also what is due later (delays, retries, snoozes), the clock set forward to each.
         context: what `ctx[…]` gives the jobs.
         registry: the definitions; without one, those that are imported, and those of `jobs.modules`.
         limit: how many attempts are taken for a loop without end.
@@ -65,9 +66,10 @@ async def drain(
     __tracebackhide__ = True
     ended: list[Ended] = []
     async with open_work(where, registry or loaded_registry(), context or {}) as work:
-        with ExitStack() as stack:
-            clock = stack.enter_context(frozen_clock()) if with_scheduled else None
-            while run := await _claim_next(work, clock):
+        # PostgreSQL's own time: its clock may be ahead of ours, and what was just enqueued is due.
+        now = await once(work.processor, lambda connection: connection.scalar(_NOW))
+        with frozen_clock(now) as clock:
+            while run := await (_claim_next(work, clock) if with_scheduled else _claim(work)):
                 ended.append(await attempt(work, run))
                 if raises and ended[-1].outcome in _FAILURES:
                     raise_failure(ended[-1])
@@ -83,10 +85,10 @@ def loaded_registry() -> Registry:
     return default_registry
 
 
-async def _claim_next(work: Work, clock: FrozenClock | None) -> Run | None:
-    """The job that has been due for longest; given a clock, it is set to when the next is due if none is now."""
+async def _claim_next(work: Work, clock: FrozenClock) -> Run | None:
+    """The job that has been due for longest; if none is due, the clock is set to when one will be."""
     run = await _claim(work)
-    if run is None and clock is not None:
+    if run is None:
         next_due = await once(work.processor, lambda connection: connection.scalar(_NEXT_DUE))
         if next_due is not None:
             clock.move_to(max(next_due, clock.now))
