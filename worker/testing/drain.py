@@ -47,9 +47,11 @@ async def drain(
     """Run what is due, and what that enqueues, one after the other until nothing is; returns how each attempt ended.
 
     The jobs are claimed, run and completed by the worker's own code, in this process and on this event loop. Given a
-    session, all of it happens inside the session's transaction, and what the session has loaded is read anew; given a
-    client, the jobs that are committed run, each in a transaction of its own. PostgreSQL's clock stands still for all
-    of it, as in `frozen_clock`: a retry that has to wait, however shortly, is not due in the same drain.
+    session, all of it happens inside the session's transaction, whose isolation level stays, and what the session has
+    loaded is read anew; given a client, the jobs that are committed run, each in a transaction of its own.
+
+    PostgreSQL's clock stands still for all of it, as in `frozen_clock`: a retry that has to wait, however shortly, is
+    not due in the same drain.
 
     Args:
         where: the session that enqueued, or a client.
