@@ -42,7 +42,7 @@ def close_month(session: Session, month: str, *, force: bool = False) -> dict[st
 def add_up(session: Session, numbers: list[int]) -> int:
     return sum(numbers)
 
-@job  # refused: No overload variant of "job"
+@job  # refused: has incompatible type
 def not_async(session: AsyncSession) -> int:
     return 1
 

@@ -18,6 +18,7 @@ _NOTICED_FROM: Final = 0.1
 @types.coroutine
 def charged(run: Run, call: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     """Await the call, and note on the run each time it held the loop for long."""
+    run.measured = True
     resume, with_what = call.send, None
     while True:
         began = time.monotonic()

@@ -40,6 +40,7 @@ class Run:
     in_function: bool = False
     cancelled_because: Because | None = None
     remarks: Remarks = NOTHING
+    measured: bool = False  # its own steps say for how long it holds the loop; nobody need guess
 
     def cancel(self, reason: Because) -> bool:
         """Cancel the job's function; once it has returned, its completion is nobody's to interrupt."""

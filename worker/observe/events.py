@@ -313,7 +313,7 @@ class LoopBlocked(Event):
     """A job holds the event loop, so nothing else in this process moves."""
 
     level = logging.WARNING
-    text = "the event loop is blocked"
+    text = "the event loop is blocked; give long computations a queue and a worker of their own: exarq run -q cpu -c 1"
     task: str
     seconds: float
 

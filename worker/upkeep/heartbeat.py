@@ -24,14 +24,15 @@ from worker.db.ids import uuid7
 from worker.db.send import Send, once
 from worker.flow.holdings import Because, Holdings, Run
 from worker.flow.work import Identity
-from worker.observe.events import ClaimForgotten, LoopBlocked, SelfFenced, StepFailed, WorkerRenewed, emit
+from worker.observe.events import ClaimForgotten, SelfFenced, StepFailed, WorkerRenewed, emit
 from worker.settings import WorkerSettings
 from worker.upkeep.loop import every, sleep_unless
+from worker.upkeep.pulse import LOOK_EVERY, Pulse
 from worker.upkeep.rescue import Rescuer
 
 T = TypeVar("T")
 
-_BLOCKED_AFTER: Final = 1.0
+_BLOCKED_AFTER: Final = 0.5
 _LAST_WORDS: Final = timedelta(seconds=1)
 _LOOK_EVERY: Final = timedelta(milliseconds=10)
 _PATIENCE: Final = timedelta(seconds=5)  # with a loop that still moves, beyond the grace
@@ -106,7 +107,7 @@ class Heartbeat:
         self._grace_ends: float | None = None
         self._last_beat = time.monotonic()
         self._fenced = False
-        self._pulse_asked: float | None = None
+        self._pulse = Pulse(self._main_loop, holdings)
         self._given_back = 0
 
     def start(self) -> None:
@@ -168,11 +169,14 @@ class Heartbeat:
         self._own_loop = asyncio.get_running_loop()
         self._started.set()
         engine = self._make_engine()
-        rescue = self._start_rescue(engine)
+        beside = asyncio.gather(
+            self._start_rescue(engine), every(LOOK_EVERY, "look at the loop", self._watch_the_loop, asyncio.Event())
+        )
         try:
             while not self._finish:
                 await self._beat(engine)
-                self._watch_the_loop()
+                if self._main_loop.is_closed():
+                    raise RuntimeError("the worker's event loop was closed and did not say goodbye")
                 if self._announce:
                     self._announce = False
                     await self._try("announce the stop", engine, self._announce_stop)
@@ -185,10 +189,10 @@ class Heartbeat:
             if not self._finish and self._owns_process:
                 os._exit(_EXIT_FORCED)
         finally:
-            rescue.cancel()
+            beside.cancel()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS.total_seconds()):
-                    await asyncio.gather(rescue, return_exceptions=True)
+                    await asyncio.gather(beside, return_exceptions=True)
                     await engine.dispose()
 
     def _start_rescue(self, engine: AsyncEngine) -> asyncio.Future[None]:
@@ -203,7 +207,7 @@ class Heartbeat:
         if self._grace_ends is None:
             return False
         late = time.monotonic() - self._grace_ends
-        blocked = self._pulse_asked is not None and time.monotonic() - self._pulse_asked >= _BLOCKED_AFTER / 2
+        blocked = self._pulse.blocked >= _BLOCKED_AFTER
         return late > _PATIENCE.total_seconds() or (blocked and late > _LAST_WORDS.total_seconds())
 
     def _until_next_beat(self) -> timedelta:
@@ -285,18 +289,8 @@ class Heartbeat:
         for run in runs:
             self._main_loop.call_soon_threadsafe(run.cancel, because)
 
-    def _watch_the_loop(self) -> None:
-        now = time.monotonic()
-        if self._pulse_asked is None:
-            self._pulse_asked = now
-            self._main_loop.call_soon_threadsafe(self._answer_pulse)
-            return
-        blocked = now - self._pulse_asked
-        if blocked >= _BLOCKED_AFTER:
-            task = asyncio.current_task(self._main_loop)
-            emit(LoopBlocked(task=task.get_name() if task else "unknown", seconds=blocked))
-        if blocked >= self._settings.stall_limit.total_seconds() and self._owns_process:
+    async def _watch_the_loop(self) -> None:
+        if not self._main_loop.is_closed():
+            self._pulse.look()
+        if self._pulse.blocked >= self._settings.stall_limit.total_seconds() and self._owns_process:
             os._exit(_EXIT_STALLED)  # its jobs go to others once it is seen silent, as after any crash
-
-    def _answer_pulse(self) -> None:
-        self._pulse_asked = None
