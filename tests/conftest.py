@@ -13,7 +13,8 @@ from arq.connections import ArqRedis
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from jobs import inventory, ledger
+from jobs import inventory
+from jobs.legacy import ledger
 from tests.db import session_cases
 from tests.servers import MARK, TestServers, test_servers
 from worker.broker.connection import connect

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.addresses import database_url, redis_url
 from worker.broker.connection import connect
 from worker.core.errors import DefinitionError
-from worker.core.registry import Registry, default_registry, load_modules
+from worker.core.registry import Definition, Registry, default_registry, load_modules
 from worker.core.watch import Watch
 from worker.flow.availability import Availability
 from worker.flow.claim import Claimer
@@ -86,7 +86,7 @@ class Worker(arq.worker.Worker):
         self._obey = obey
         definitions = [registry.get(name) for name in registry.names()]
         super().__init__(
-            functions=[arq.worker.func(cast("Any", definition.fn), name=definition.name) for definition in definitions],
+            functions=[_listed(definition) for definition in definitions],
             redis_pool=connect(self._redis_url, timeout=self._settings.redis.timeout),
             burst=burst,
             on_startup=self._open,
@@ -239,6 +239,11 @@ class Worker(arq.worker.Worker):
             self._hears_signals = False
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _listed(definition: Definition[Any, ..., Any]) -> arq.worker.Function:
+    # ARQ only lists it. Its own func() takes no `def`.
+    return arq.worker.Function(definition.name, cast("Any", definition.fn), None, None, None, None)
 
 
 def _no_jobs(modules: Sequence[str]) -> str:

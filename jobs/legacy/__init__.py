@@ -1,0 +1,1 @@
+"""Code that was there before Exarq, and knows nothing of it."""
