@@ -9,10 +9,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from jobs.legacy import ledger
-from jobs.legacy.ledger import Account, PaymentOrder, Posting
+from jobs.legacy.ledger import Account, Base, PaymentOrder, Posting
 from worker import Handle, job
 
-__all__ = ["Account", "PaymentOrder", "Posted", "Posting", "book", "close_month", "create_tables", "place", "post"]
+__all__ = [
+    "Account",
+    "Base",
+    "PaymentOrder",
+    "Posted",
+    "Posting",
+    "book",
+    "close_month",
+    "create_tables",
+    "place",
+    "post",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,11 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from tests.chaos.evidence import Evidence
-from worker.core.context import JobContext
+from worker.core.context import JobContext, current_job
 from worker.core.outcome import Cancel, Snooze
 from worker.flow.job import job
 from worker.observe.events import Event, emit
@@ -38,6 +40,8 @@ KINDS: Final[dict[str, Kind]] = {
     "several": Kind(3),
     "commits": Kind(2),
     "undoes": Kind(2),
+    "legacy_commits": Kind(2),
+    "legacy_goes_on": Kind(2),
     "slow": Kind(2),
     "late": Kind(1),
     "naps": Kind(0),
@@ -49,6 +53,8 @@ KINDS: Final[dict[str, Kind]] = {
     "gives_up": Kind(0, "cancelled"),
     "poison": Kind(0, "failed"),
 }
+
+_EFFECT: Final = text("INSERT INTO effect VALUES (:job, :part, :attempt, :child)")
 
 evidence: Evidence | None = None
 """Where this process notes what its jobs do; set by the worker's main function."""
@@ -109,6 +115,35 @@ async def undoes(ctx: JobContext) -> Result:
     await _effect(ctx, 9, child=(await noop.enqueue(ctx.session)).id)
     await ctx.session.rollback()
     await _effect(ctx, 1)
+    return result
+
+
+@job(name="chaos.legacy_commits")
+def legacy_commits(session: Session) -> Result:
+    """Commit in the middle and at the end, in sync code that keeps the loop for a moment in between."""
+    ctx = _myself()
+    result = _began(ctx)
+    for part in (0, 1):
+        _legacy_effect(session, ctx, part)
+        time.sleep(0.002)
+        session.commit()
+    return result
+
+
+@job(name="chaos.legacy_goes_on")
+def legacy_goes_on(session: Session) -> Result:
+    """Catch an IntegrityError, roll back to what was committed, go on."""
+    ctx = _myself()
+    result = _began(ctx)
+    _legacy_effect(session, ctx, 0)
+    session.commit()
+    try:
+        _legacy_effect(session, ctx, 9)
+        _legacy_effect(session, ctx, None)
+    except IntegrityError:
+        session.rollback()
+    _legacy_effect(session, ctx, 1)
+    session.commit()
     return result
 
 
@@ -209,9 +244,23 @@ def _began(ctx: JobContext) -> Result:
     return {"job": ctx.job_id, "attempt": ctx.attempt}
 
 
+def _myself() -> JobContext:
+    ctx = current_job()
+    assert ctx is not None
+    return ctx
+
+
 async def _effect(ctx: JobContext, part: int, child: UUID | None = None) -> None:
-    values: dict[str, Any] = {"job": ctx.job_id, "part": part, "attempt": ctx.attempt, "child": child}
-    await ctx.session.execute(text("INSERT INTO effect VALUES (:job, :part, :attempt, :child)"), values)
+    await ctx.session.execute(_EFFECT, {"job": ctx.job_id, "part": part, "attempt": ctx.attempt, "child": child})
+    _wrote(ctx, part)
+
+
+def _legacy_effect(session: Session, ctx: JobContext, part: int | None) -> None:
+    session.execute(_EFFECT, {"job": ctx.job_id, "part": part, "attempt": ctx.attempt, "child": None})
+    _wrote(ctx, part)
+
+
+def _wrote(ctx: JobContext, part: int | None) -> None:
     if evidence is not None:
         evidence.note("effect", job=ctx.job_id, part=part, attempt=ctx.attempt)
     emit(EffectWritten(job=ctx.job_id))

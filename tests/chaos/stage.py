@@ -45,6 +45,8 @@ MIX: Final[dict[str, float]] = {
     "several": 10,
     "commits": 8,
     "undoes": 4,
+    "legacy_commits": 6,
+    "legacy_goes_on": 4,
     "slow:5": 1.5,
     "late:5": 1,
     "naps:5": 1,
