@@ -53,7 +53,7 @@ class Posting(Base):
     order_id: Mapped[UUID] = mapped_column(index=True)
     account: Mapped[str] = mapped_column(ForeignKey(Account.name))
     amount: Mapped[int] = mapped_column(BigInteger)
-    booked_on: Mapped[date] = mapped_column(default=date.today)
+    booked_on: Mapped[date] = mapped_column(server_default=func.current_date())
 
     of_account: Mapped[Account] = relationship(back_populates="postings")
 
