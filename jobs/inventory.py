@@ -11,8 +11,8 @@ from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import BigInteger, ForeignKey, func, insert, literal, select
-from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncConnection
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncConnection, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
 
 from worker import Fail, JobContext, job
 
@@ -76,6 +76,15 @@ class Catalogued:
     missing: int
 
 
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a distribution holds."""
+
+    version: str
+    files: int
+    bytes: int
+
+
 def plan(path: str | None = None) -> list[str]:
     """The names of all distributions installed here, or under `path`.
 
@@ -113,6 +122,26 @@ async def summarise(ctx: JobContext, distribution_id: int) -> None:
     ).where(file.distribution_id == distribution_id)
     columns = ["job_id", "distribution_id", "files", "missing", "bytes"]
     await ctx.session.execute(insert(InventoryTotal).from_select(columns, totals))
+
+
+@job(read_only=True)
+async def largest(session: AsyncSession, distribution_id: int, most: int = 10) -> list[str]:
+    """The paths of the largest files of one distribution."""
+    distribution = await session.get_one(Distribution, distribution_id)
+    files = await distribution.awaitable_attrs.files  # a plain `.files` would be I/O that nobody awaits
+    by_size = sorted(files, key=lambda file: (-(file.size or 0), file.path))
+    return [file.path for file in by_size[:most]]
+
+
+@job(read_only=True)
+async def report(session: AsyncSession, names: list[str]) -> dict[str, Contents]:
+    """What each of these distributions holds, as last catalogued: two statements, however many they are."""
+    last = select(func.max(Distribution.id)).where(Distribution.name.in_(names)).group_by(Distribution.name)
+    query = select(Distribution).where(Distribution.id.in_(last)).options(selectinload(Distribution.files))
+    return {
+        found.name: Contents(found.version, len(found.files), sum(file.size or 0 for file in found.files))
+        for found in await session.scalars(query)
+    }
 
 
 def _read(name: str, path: str | None) -> Distribution:

@@ -514,7 +514,7 @@ def test_the_settings_of_this_repository_load(monkeypatch: pytest.MonkeyPatch) -
     settings = load_settings()
 
     assert settings.require_database_url() == settings.require_redis_url() == "embedded"
-    assert settings.jobs.modules == ("jobs.inventory", "jobs.ledger")
+    assert settings.jobs.modules == ("jobs.export", "jobs.inventory", "jobs.ledger")
     assert settings.settings_key() == (REPOSITORY / "settings.toml").resolve()
 
 

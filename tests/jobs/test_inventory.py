@@ -13,11 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from jobs.inventory import (
     Catalogued,
+    Contents,
     DistributedFile,
     Distribution,
     InventoryTotal,
     catalogue,
+    largest,
     plan,
+    report,
     summarise,
 )
 from worker import Client, Fail, enqueue_many
@@ -90,6 +93,21 @@ async def test_a_second_run_stores_a_catalogue_of_its_own(session: AsyncSession,
     per_job = select(Distribution.job_id, func.count()).group_by(Distribution.job_id)
     assert sorted(await rows(session, per_job)) == sorted((handle.id, 1) for handle in handles)
     assert len(await rows(session, TOTALS)) == 2
+
+
+async def test_attributes_are_loaded_where_they_are_awaited_and_collections_all_at_once(
+    session: AsyncSession, tmp_path: Path
+) -> None:
+    path = installed(tmp_path, "small", {"b.py": b"1", "c.py": b"22", "a.py": b"1"})
+    installed(tmp_path, "tiny", {"tiny.py": b"pass\n"})
+    small = await run_inline(catalogue, session, "small", path)
+    await run_inline(catalogue, session, "tiny", path)
+
+    assert await run_inline(largest, session, small.distribution_id, most=2) == ["c.py", "a.py"]
+    assert await run_inline(report, session, ["small", "tiny", "unknown"]) == {
+        "small": Contents("1.0", files=3, bytes=4),
+        "tiny": Contents("1.0", files=1, bytes=5),
+    }
 
 
 async def test_a_distribution_that_is_not_installed_fails_at_once(session: AsyncSession, tmp_path: Path) -> None:
