@@ -90,6 +90,17 @@ async def blocking(ctx: JobContext, word: str, seconds: float) -> None:
     await _write(ctx.session, word)
 
 
+@job(name="tests.steps", commits="own")
+async def steps(session: AsyncSession, count: int) -> int:
+    """Write an effect with each commit, from where an earlier attempt was cut off; returns where that was."""
+    begun = int((await session.execute(text("SELECT count(*) FROM effect"))).scalar_one())
+    for step in range(begun, count):
+        await _write(session, f"step {step:03}")
+        await session.commit()
+        await asyncio.sleep(0.02)
+    return begun
+
+
 @job(name="tests.crash")
 async def crash(ctx: JobContext) -> None:
     """End the process it runs in."""
@@ -97,7 +108,7 @@ async def crash(ctx: JobContext) -> None:
     os._exit(13)
 
 
-JOBS = (nothing, note, slow, stubborn, holding, blocking, crash)
+JOBS = (nothing, note, slow, stubborn, holding, blocking, steps, crash)
 
 
 def registry() -> Registry:
