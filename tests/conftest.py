@@ -11,11 +11,13 @@ import hypothesis
 import pytest
 from arq.connections import ArqRedis
 from sqlalchemy import Connection, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from jobs import inventory
 from jobs.legacy import ledger
 from tests.db import session_cases
+from tests.pooler import VARIABLE as POOLER_VARIABLE
 from tests.servers import MARK, TestServers, test_servers
 from worker.broker.connection import connect
 from worker.broker.keys import PAYLOAD_PREFIX
@@ -120,12 +122,23 @@ async def orderly(database_url: str, redis: ArqRedis, request: pytest.FixtureReq
 
 
 @pytest.fixture
-def settings(database_url: str, redis_url: str, orderly: None, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def workers_database(database_url: str, servers: TestServers) -> dict[str, str]:
+    """How a worker reaches the test's database: through a pooler where EXARQ_TEST_POOLER says so."""
+    if servers.pooled_url is None:
+        return {"url": database_url}
+    url = servers.pooled_url.set(database=make_url(database_url).database)
+    return {"url": url.render_as_string(hide_password=False), "pooler": os.environ[POOLER_VARIABLE]}
+
+
+@pytest.fixture
+def settings(
+    workers_database: dict[str, str], redis_url: str, orderly: None, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
     """The settings of a worker on the test's servers, with short times."""
     for variable in [name for name in os.environ if name.startswith("EXARQ_") and "_TEST_" not in name]:
         monkeypatch.delenv(variable)
     return load_settings(
-        database={"url": database_url},
+        database=workers_database,
         redis={"url": redis_url, "timeout": 2},
         jobs={"modules": (), "first_wait": 0.05, "longest_wait": 0.2},
         worker={"lease": 2, "beat": 0.2, "sweep": 0.2, "grace": 2, "concurrency": 5},

@@ -150,6 +150,7 @@ def _environment(settings: Settings, lines: Path | None, more: dict[str, object]
     worker = settings.worker
     ours: dict[str, object] = {
         "database_url": settings.database.url,
+        **({"database_pooler": settings.database.pooler} if settings.database.pooler else {}),
         "redis_url": settings.redis.url,
         "redis_timeout": settings.redis.timeout.total_seconds(),
         "jobs_modules": "tests.life.jobs_for_tests",

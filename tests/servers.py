@@ -17,6 +17,8 @@ import redis
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from tests.pooler import VARIABLE as POOLER_VARIABLE
+from tests.pooler import a_pooler
 from worker.core.errors import EmbeddedServerError
 from worker.db import migrate
 from worker.embedded import servers as embedded
@@ -37,6 +39,7 @@ class TestServers:
     admin_url: URL
     template: str
     redis_url: str
+    pooled_url: URL | None  # the same server through a pooler, where the tests are to use one
     copying: str  # how a template is copied, as CREATE DATABASE is told it
 
     def sql(self, statement: str) -> None:
@@ -64,7 +67,8 @@ def test_servers() -> Iterator[TestServers]:
         template = f"exarq_test_template_{uuid4().hex[:12]}"
         # Copied as files it is there in half the time; on a server that is not ours that would cost a checkpoint each.
         copying = "STRATEGY FILE_COPY" if database_url != os.environ.get(DATABASE_VARIABLE) else ""
-        found = TestServers(admin, template, stack.enter_context(_own_redis_database(redis_url)), copying)
+        pooled = stack.enter_context(a_pooler(admin)) if os.environ.get(POOLER_VARIABLE) else None
+        found = TestServers(admin, template, stack.enter_context(_own_redis_database(redis_url)), pooled, copying)
         found.sql(f"CREATE DATABASE {template}")
         stack.callback(found.sql, f"DROP DATABASE IF EXISTS {template} WITH (FORCE)")
         asyncio.run(_migrate(admin.set(database=template)))

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from worker.addresses import database_url
+from worker.db.engine import through
 from worker.flow.cancel import Cancellation, cancel
 from worker.flow.publish import Publisher
 from worker.flow.retry import Retrial, retry
@@ -43,7 +44,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        self.engine = create_async_engine(database_url(settings))
+        self.engine = create_async_engine(database_url(settings), connect_args=through(settings.database.pooler))
         self._opened.push_async_callback(self.engine.dispose)
         self.publisher = self._publisher or Publisher.from_settings(settings)
         self._opened.push_async_callback(self.publisher.close)

@@ -100,12 +100,13 @@ async def _open_sessions(
             application_name=lambda: identity.application_name,
             connections=settings.worker.concurrency,
             connect_timeout=settings.database.connect_timeout,
+            pooler=settings.database.pooler,
         )
         stack.push_async_callback(_dispose, engine)
         return make_sessions(engine, info)
     users = UserSessions(name, make, database_url)
     stack.push_async_callback(_dispose, users.engine)
-    sessions, end = users.as_workers(lambda: identity.application_name, info)
+    sessions, end = users.as_workers(lambda: identity.application_name, info, settings.database.pooler)
     stack.callback(end)
     with database_errors(database_url):
         await users.check(installation)
@@ -124,6 +125,7 @@ def open_processor_engine(
         connections=connections,
         connect_timeout=settings.database.connect_timeout,
         statement_timeout=settings.database.statement_timeout,
+        pooler=settings.database.pooler,
     )
 
 

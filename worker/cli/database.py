@@ -30,6 +30,7 @@ async def migrated_database(settings: Settings) -> AsyncIterator[AsyncEngine]:
         connections=1,
         connect_timeout=settings.database.connect_timeout,
         statement_timeout=settings.database.statement_timeout,
+        pooler=settings.database.pooler,
     )
     with database_errors(url):
         try:
@@ -48,7 +49,11 @@ async def database(settings: Settings, url: str | None = None) -> AsyncIterator[
     """
     url = url or database_url(settings)
     engine = jobs_engine(
-        url, application_name=lambda: _NAME, connections=1, connect_timeout=settings.database.connect_timeout
+        url,
+        application_name=lambda: _NAME,
+        connections=1,
+        connect_timeout=settings.database.connect_timeout,
+        pooler=settings.database.pooler,
     )
     with database_errors(url):
         try:

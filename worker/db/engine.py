@@ -6,7 +6,7 @@ import contextlib
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
@@ -19,8 +19,26 @@ _UNANSWERED_MS = 10_000
 
 _NAMED = "exarq.named"
 
+RESET_KEY: Final = "exarq.reset"
+"""The key of a connection's `info` for the SQL that makes it as it was before an attempt; without it, `RESET`."""
+
+# What a job can leave on a connection that outlives its transaction; RESET ALL leaves a role that was SET.
+RESET: Final = (
+    "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP"
+)
+
 # Jobs that open a session of their own beside the attempt's must not wait for one another when all slots are taken.
 _FOR_SECOND_SESSIONS = 4
+
+
+def through(pooler: str | None) -> dict[str, Any]:
+    """What asyncpg must be told when each transaction may meet another backend: that none keeps a statement of ours.
+
+    An unnamed statement is prepared, bound and executed before the pooler gives the backend away.
+    """
+    if pooler is None:
+        return {}
+    return {"statement_cache_size": 0, "prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
 
 
 def processor_engine(
@@ -30,8 +48,12 @@ def processor_engine(
     connections: int,
     connect_timeout: timedelta,
     statement_timeout: timedelta,
+    pooler: str | None = None,
 ) -> AsyncEngine:
-    """An engine for Exarq's own short statements: every wait on it has a limit, on both ends."""
+    """An engine for Exarq's own short statements: every wait on it has a limit, on both ends.
+
+    Behind a pooler on our end alone: settings of a connection are not those of its backend.
+    """
     limit = statement_timeout.total_seconds()
     return _engine(
         url,
@@ -45,12 +67,18 @@ def processor_engine(
             "lock_timeout": f"{limit * 200:.0f}",
             "idle_in_transaction_session_timeout": f"{limit * 1000:.0f}",
         },
+        pooler=pooler,
         command_timeout=limit + 1,
     )
 
 
 def jobs_engine(
-    url: str, *, application_name: Callable[[], str], connections: int, connect_timeout: timedelta
+    url: str,
+    *,
+    application_name: Callable[[], str],
+    connections: int,
+    connect_timeout: timedelta,
+    pooler: str | None = None,
 ) -> AsyncEngine:
     """An engine for the jobs: one connection for each slot; how long a job may wait is the job's own timeout."""
     return _engine(
@@ -61,6 +89,7 @@ def jobs_engine(
         overflow=_FOR_SECOND_SESSIONS,
         pool_timeout=None,
         server_settings={},
+        pooler=pooler,
     )
 
 
@@ -73,6 +102,7 @@ def _engine(
     overflow: int,
     pool_timeout: float | None,
     server_settings: dict[str, str],
+    pooler: str | None,
     **connect_args: Any,
 ) -> AsyncEngine:
     engine = create_async_engine(
@@ -84,34 +114,38 @@ def _engine(
         pool_use_lifo=True,
         connect_args={
             "timeout": connect_timeout.total_seconds(),
-            "server_settings": {
-                "tcp_user_timeout": str(_UNANSWERED_MS),
-                **_KEEPALIVE,
-                **server_settings,
-            },
+            # A pooler refuses those that it does not know.
+            "server_settings": {}
+            if pooler
+            else {"tcp_user_timeout": f"{_UNANSWERED_MS}", **_KEEPALIVE, **server_settings},
             **connect_args,
         },
     )
 
-    introduce(engine, application_name)
+    introduce(engine, application_name, pooler)
     return engine
 
 
-def introduce(engine: AsyncEngine, application_name: Callable[[], str]) -> Callable[[], None]:
+def introduce(
+    engine: AsyncEngine, application_name: Callable[[], str], pooler: str | None = None
+) -> Callable[[], None]:
     """Have its connections say who they are and notice a peer that went silent; returns the function that ends it.
 
     Args:
         engine: any engine of asyncpg's.
         application_name: what its connections are called from now on.
+        pooler: what stands between us and PostgreSQL.
 
     """
 
     def say(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
         settings = {**parameters.get("server_settings", {}), "application_name": application_name()}
-        parameters["server_settings"] = settings
+        parameters.update(through(pooler), server_settings=settings)
 
     def remember(_connection: Any, record: Any) -> None:
         record.info[_NAMED] = application_name()
+        if pooler is not None:
+            record.info[RESET_KEY] = ""  # after its transaction the backend is not ours
 
     def refuse_the_former(_connection: Any, record: Any, _proxy: Any) -> None:
         """Replace a connection with a former name: under that name a rescuer ends it."""

@@ -15,15 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from worker.core.errors import DatabaseUnreachable, TransactionAborted, TransactionEscaped
+from worker.db.engine import RESET, RESET_KEY
 from worker.db.failures import is_away
 
 _ATTEMPT = "exarq.attempt"
-
-# What a job can leave on a connection that outlives its transaction; RESET ALL leaves a role that was SET.
-RESET = "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP"
-
-RESTORE: Final = "exarq.restore"
-"""The key of a connection's `info` under which it keeps the SQL that restores what its engine had set on it."""
 
 # Each alternative begins with another character and each comment has one reading: no input makes it search long.
 _COMMENTS: Final = r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)*"
@@ -139,8 +134,8 @@ class AttemptTransaction:
             connection.rollback()
             if not connection.invalidated:
                 connection.info.pop(_ATTEMPT, None)
-                reset = RESET + connection.info.get(RESTORE, "")
-                _proxied(connection).run_async(lambda driver: driver.execute(reset))
+                if reset := connection.info.get(RESET_KEY, RESET):
+                    _proxied(connection).run_async(lambda driver: driver.execute(reset))
         except BaseException as error:  # a connection that was not cleaned is not used again
             connection.invalidate()
             if not isinstance(error, Exception):

@@ -14,10 +14,10 @@ from sqlalchemy.pool import QueuePool
 
 from worker.core.errors import SchemaNotMigrated, SettingsError
 from worker.core.outcome import ErrorText
-from worker.db.engine import introduce
+from worker.db.engine import RESET_KEY, RESET, introduce
 from worker.db.failures import schema_needed
 from worker.db.reads import installation_id
-from worker.db.session import RESTORE, AttemptSession, guard
+from worker.db.session import AttemptSession, guard
 
 _SETTING: Final = "database.sessions"
 
@@ -50,18 +50,20 @@ class UserSessions:
         self._factory, self.engine = self._checked(made)
 
     def as_workers(
-        self, application_name: Callable[[], str], info: dict[str, Any]
+        self, application_name: Callable[[], str], info: dict[str, Any], pooler: str | None = None
     ) -> tuple[async_sessionmaker[AsyncSession], Callable[[], None]]:
         """The factory of a worker, and the function that takes its listeners from the user's engine.
 
         Args:
             application_name: what the engine's connections are called from now on.
             info: what the `info` of every session holds besides the user's.
+            pooler: what stands between us and PostgreSQL.
 
         """
-        introduced = introduce(self.engine, application_name)
+        introduced = introduce(self.engine, application_name, pooler)
         settle = _say_and_remember(application_name)
-        event.listen(self.engine.sync_engine, "connect", settle)
+        if pooler is None:
+            event.listen(self.engine.sync_engine, "connect", settle)
         guard(self.engine)
         ours: dict[str, Any] = {
             "sync_session_class": _joining(self._factory),
@@ -72,7 +74,8 @@ class UserSessions:
 
         def end() -> None:
             introduced()
-            event.remove(self.engine.sync_engine, "connect", settle)
+            if pooler is None:
+                event.remove(self.engine.sync_engine, "connect", settle)
 
         return async_sessionmaker(class_=self._factory.class_, **{**self._factory.kw, **ours}), end
 
@@ -145,7 +148,7 @@ def _say_and_remember(application_name: Callable[[], str]) -> Callable[[Any, Any
             rows = await driver.fetch(_SET_BY_THE_ENGINE)
             return "".join(f"; SELECT set_config({_quoted(name)}, {_quoted(value)}, false)" for name, value in rows)
 
-        record.info[RESTORE] = connection.run_async(ask)
+        record.info[RESET_KEY] = RESET + connection.run_async(ask)
 
     return settle
 

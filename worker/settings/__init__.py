@@ -66,6 +66,9 @@ class DatabaseSettings(Section):
     statement_timeout: StatementTime = Field(
         10 * SECOND, description="longest run of one of Exarq's own statements, not of the jobs', seconds"
     )
+    pooler: Literal["pgbouncer"] | None = Field(
+        None, description="pgbouncer where the address leads to one in transaction mode"
+    )
     sessions: ObjectName | None = Field(
         None, description="module:function that makes the session factory of the jobs from the address"
     )

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, NullPool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from worker.core.errors import AutocommitRefused, ExarqError
-from worker.db.session import RESET
+from worker.db.engine import RESET
 
 _numbers = itertools.count(1)
 
