@@ -14,7 +14,7 @@ from sqlalchemy.pool import QueuePool
 
 from worker.core.errors import SchemaNotMigrated, SettingsError
 from worker.core.outcome import ErrorText
-from worker.db.engine import RESET_KEY, RESET, introduce
+from worker.db.engine import RESET, RESET_KEY, introduce
 from worker.db.failures import schema_needed
 from worker.db.reads import installation_id
 from worker.db.session import AttemptSession, guard
