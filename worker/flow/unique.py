@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -32,9 +31,7 @@ def insert(connection: Connection, calls: Sequence[Call]) -> tuple[list[Handle],
 
     Raises: `AlreadyEnqueued` where a call says so, or cannot replace what it found; then none of these is written.
     """
-    may_raise = any(call.unique is not None and call.unique.on_conflict != "skip" for call in calls)
-    with connection.begin_nested() if may_raise and len(calls) > 1 else nullcontext():
-        return _Insert(connection, calls).run()
+    return _Insert(connection, calls).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,39 +51,52 @@ class _Insert:
         self._calls = calls
         self._handles: dict[int, Handle] = {}
         self._hints: dict[UUID, Hint] = {}
+        self._over: list[UUID] = []
 
     def run(self) -> tuple[list[Handle], list[Hint]]:
-        # One order for all: else two producers could each hold a key that the other waits for.
-        left = sorted(range(len(self._calls)), key=lambda number: self._name_and_key(number))
         for _ in range(_TRIES):
-            left = self._create(left)
-            if not left:
+            if self._once():
                 return [self._handles[number] for number in range(len(self._calls))], list(self._hints.values())
-            left = self._settle(left)
-        name, key = self._name_and_key(left[0])
-        raise ExarqError(f"jobs of {name} with the key {key!r} came and went {_TRIES} times meanwhile; enqueue again")
+            if self._over:
+                self._connection.execute(FREE, {"ids": self._over})
+        raise ExarqError(f"jobs with these keys came and went {_TRIES} times during one enqueue; enqueue again")
 
-    def _create(self, numbers: Sequence[int]) -> list[int]:
+    def _once(self) -> bool:
+        """Write or settle each; False where a key has become free meanwhile: then nothing is written and none held."""
+        self._handles, self._hints, self._over = {}, {}, []
+        alone = len(self._calls) == 1
+        if alone and not self._create():
+            return True  # without a savepoint, for that is the usual case
+        # From here on an attempt that is given up must give up its locks too: a job that was claimed while it was
+        # looked for is held by us all the same, and could not be completed; and keys are to be taken in one order only.
+        with self._connection.begin_nested() as savepoint:
+            if self._settle([0] if alone else self._create()):
+                return True
+            savepoint.rollback()
+            return False
+
+    def _create(self) -> list[int]:
         """Write those whose keys are free; returns the others."""
-        left = {uuid7(): number for number in numbers}
+        # One order for all: else two producers could each hold a key that the other waits for.
+        left = {uuid7(): number for number in sorted(range(len(self._calls)), key=self._name_and_key)}
         rows = [_row(id_, self._calls[number]) for id_, number in left.items()]
-        for id_, *told in self._connection.execute(ENQUEUE_UNLESS_THERE, _arrays(rows)).all() if rows else ():
+        for id_, *told in self._connection.execute(ENQUEUE_UNLESS_THERE, _arrays(rows)):
             number = left.pop(id_)
             call = self._calls[number]
             self._note(number, "created", _hint(call.name, call.queue, call.priority, id_, *told))
         return list(left.values())
 
-    def _settle(self, numbers: Sequence[int]) -> list[int]:
-        """Do as `on_conflict` says where a job has the key; returns those whose key has become free meanwhile."""
+    def _settle(self, numbers: Sequence[int]) -> bool:
+        """Do as `on_conflict` says where a job has the key; False where one of the keys is free by now."""
+        if not numbers:
+            return True
         found = self._find(numbers)
-        if over := [job.hint.job_id for job in found.values() if job.over]:
-            self._connection.execute(FREE, {"ids": over})
-        again, replacing = [], {}
+        self._over = [job.hint.job_id for job in found.values() if job.over]
+        if self._over or any(self._name_and_key(number) not in found for number in numbers):
+            return False
+        replacing = {}
         for number in numbers:
-            job = found.get(self._name_and_key(number))
-            if job is None or job.over:
-                again.append(number)
-                continue
+            job = found[self._name_and_key(number)]
             match self._unique(number).on_conflict:
                 case "skip":
                     self._note(number, "exists", job.hint, waits=job.state is JobState.QUEUED)
@@ -96,7 +106,7 @@ class _Insert:
                 case _:
                     raise AlreadyEnqueued(*self._name_and_key(number), job.hint.job_id, job.state)
         self._replace(replacing)
-        return again
+        return True
 
     def _find(self, numbers: Iterable[int]) -> dict[tuple[str, str], _Found]:
         wanted = sorted({self._name_and_key(number) for number in numbers})
