@@ -20,7 +20,7 @@ from tests.db import session_cases
 from tests.pooler import VARIABLE as POOLER_VARIABLE
 from tests.servers import MARK, TestServers, test_servers
 from worker.broker.connection import connect
-from worker.broker.keys import PAYLOAD_PREFIX
+from worker.broker.keys import LANE_PREFIX, PAYLOAD_PREFIX
 from worker.flow.publish import Publisher
 from worker.settings import Settings, load_settings
 from worker.testing.databases import Databases, databases
@@ -149,7 +149,8 @@ async def _no_orphans(database_url: str, redis: ArqRedis) -> None:
     prefix = PAYLOAD_PREFIX.encode()
     payloads = {key.removeprefix(prefix) for key in await redis.keys(prefix + b"*")}
     others = [key for key in await redis.keys("*") if not key.startswith((prefix, b"exarq:"))]
-    hinted = {raw for key in others for raw in await redis.zrange(key, 0, -1)}
+    lanes = await redis.keys(f"{LANE_PREFIX}*")
+    hinted = {raw for key in others + lanes for raw in await redis.zrange(key, 0, -1)}
     engine = create_async_engine(database_url)
     try:
         async with engine.connect() as connection:

@@ -16,7 +16,8 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.broker.connection import connect
-from worker.broker.keys import PAYLOAD_PREFIX, queue_key
+from worker.broker.keys import PAYLOAD_PREFIX, lane_key
+from worker.core.priority import DEFAULT_PRIORITY
 from worker.core.registry import Registry
 from worker.core.states import JobState
 from worker.db.ids import uuid7
@@ -89,9 +90,10 @@ async def attempts(engine: AsyncEngine, job_id: UUID) -> list[Any]:
         return list((await connection.execute(query)).all())
 
 
-async def hints(redis: ArqRedis, queue: str = "default") -> dict[str, float]:
-    """The ids in a queue of Redis, each with its score."""
-    return {raw.decode(): score for raw, score in await redis.zrange(queue_key(queue), 0, -1, withscores=True)}
+async def hints(redis: ArqRedis, queue: str = "default", priority: int = DEFAULT_PRIORITY) -> dict[str, float]:
+    """The ids in one lane of a queue of Redis, each with its score."""
+    lane = lane_key(queue, priority)
+    return {raw.decode(): score for raw, score in await redis.zrange(lane, 0, -1, withscores=True)}
 
 
 async def payload_ids(redis: ArqRedis) -> set[str]:

@@ -8,6 +8,7 @@ from uuid import UUID
 from arq.constants import default_queue_name, job_key_prefix
 
 from worker.core.names import DEFAULT_QUEUE
+from worker.core.priority import DEFAULT_PRIORITY, PRIORITIES
 
 PAYLOAD_PREFIX: Final = job_key_prefix
 """`arq:job:<id>`: the small payload beside a hint."""
@@ -16,6 +17,16 @@ PAYLOAD_PREFIX: Final = job_key_prefix
 def queue_key(queue: str) -> str:
     """The sorted set of a queue: the queue's name is the key, as in ARQ, and `default` is ARQ's default queue."""
     return default_queue_name if queue == DEFAULT_QUEUE else queue
+
+
+LANE_PREFIX: Final = "exarq:lane:"
+
+OTHER_PRIORITIES: Final = tuple(priority for priority in PRIORITIES if priority != DEFAULT_PRIORITY)
+
+
+def lane_key(queue: str, priority: int) -> str:
+    """The sorted set of a queue's hints of one priority; the ordinary ones are in ARQ's own."""
+    return queue_key(queue) if priority == DEFAULT_PRIORITY else f"{LANE_PREFIX}{priority}:{queue}"
 
 
 def wake_key(queue: str) -> str:

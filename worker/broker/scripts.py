@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.resources import files
 from typing import Any, Final
@@ -12,7 +12,8 @@ from arq.connections import ArqRedis
 from redis.exceptions import ResponseError
 
 from worker.broker.hints import Hint
-from worker.broker.keys import PAYLOAD_PREFIX, queue_key, wake_key
+from worker.broker.keys import OTHER_PRIORITIES, PAYLOAD_PREFIX, lane_key, queue_key, wake_key
+from worker.core.priority import DEFAULT_PRIORITY, STEP
 from worker.observe.events import QueueKeyTaken, emit
 
 
@@ -25,34 +26,54 @@ _CLAIM: Final = _source("claim.lua")
 _DROP: Final = _source("drop.lua")
 _PUTBACK: Final = _source("putback.lua")
 _PAYLOAD_OUTLIVES_MS: Final = 86_400_000  # ARQ's own day
+_LATER: Final = [
+    str((priority - DEFAULT_PRIORITY) * (STEP // timedelta(milliseconds=1))) for priority in OTHER_PRIORITIES
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Hints that a claim has hidden: raw id → the score it had, and the score that the claim wrote."""
+    """Hints that a claim has hidden: raw id → the score it had, and the score that the claim wrote.
+
+    Args:
+        queue: where they were.
+        score: what the claim wrote.
+        hints: raw id → the score it had.
+        next_due: how long until another is due; None when there is none.
+        priorities: raw id → the priority whose lane it is in, where that is not the ordinary one.
+
+    """
 
     queue: str
     score: int
     hints: dict[bytes, float]
     next_due: timedelta | None
+    priorities: dict[bytes, int] = field(default_factory=dict)
+
+    def by_priority(self, raws: Iterable[bytes]) -> dict[int, list[bytes]]:
+        """These of them, lane by lane."""
+        found: dict[int, list[bytes]] = {}
+        for raw in raws:
+            found.setdefault(self.priorities.get(raw, DEFAULT_PRIORITY), []).append(raw)
+        return found
 
 
 async def publish(redis: ArqRedis, hints: Sequence[Hint], *, lease: timedelta, only_astray: bool = False) -> int:
-    """Put hints into their queues in one pipeline and wake one worker of each; returns how many were put.
+    """Put hints into their lanes in one pipeline and wake one worker of each queue; returns how many were put.
 
     With `only_astray`, a hint is put only if it is missing or scored later than a claim could have moved it.
     """
     mode = "astray" if only_astray else "always"
-    queues = sorted({hint.queue for hint in hints})
+    lanes = sorted({(hint.queue, hint.priority) for hint in hints})
     async with redis.pipeline(transaction=False) as pipe:
-        for queue in queues:
+        for queue, priority in lanes:
             arguments: list[Any] = [mode, _ms(lease), PAYLOAD_PREFIX, _PAYLOAD_OUTLIVES_MS]
             for hint in hints:
-                if hint.queue == queue:
+                if hint.queue == queue and hint.priority == priority:
                     arguments += (str(hint.job_id), round(hint.due_in * 1000), hint.payload)
-            pipe.eval(_PUBLISH, 2, queue_key(queue), wake_key(queue), *arguments)
+            pipe.eval(_PUBLISH, 2, lane_key(queue, priority), wake_key(queue), *arguments)
         replies = await pipe.execute(raise_on_error=False)
-    return sum(_put(queue, reply) for queue, reply in zip(queues, replies, strict=True))
+    return sum(_put(queue, reply) for (queue, _), reply in zip(lanes, replies, strict=True))
 
 
 def _put(queue: str, reply: Any) -> int:
@@ -66,29 +87,38 @@ def _put(queue: str, reply: Any) -> int:
 
 
 async def claim(redis: ArqRedis, queue: str, *, limit: int, lease: timedelta) -> Taken:
-    """Take up to `limit` due hints of a queue; each comes back after `lease` unless it is dropped."""
-    reply = await redis.eval(_CLAIM, 2, queue_key(queue), wake_key(queue), str(limit), str(_ms(lease)))  # type: ignore[misc]
-    score, wait, *pairs = reply
-    hints = {pairs[i]: float(pairs[i + 1]) for i in range(0, len(pairs), 2)}
-    return Taken(queue, int(score), hints, timedelta(milliseconds=int(wait)) if int(wait) >= 0 else None)
+    """Take up to `limit` due hints of a queue, first by rank; each comes back after `lease` unless it is dropped."""
+    others = [lane_key(queue, priority) for priority in OTHER_PRIORITIES]
+    keys = [queue_key(queue), wake_key(queue), *others]
+    reply = await redis.eval(_CLAIM, len(keys), *keys, str(limit), str(_ms(lease)), *_LATER)  # type: ignore[misc]
+    score, wait, *lanes = reply
+    taken = Taken(queue, int(score), {}, timedelta(milliseconds=int(wait)) if int(wait) >= 0 else None)
+    for number, pairs in zip(lanes[::2], lanes[1::2], strict=True):
+        hints = {pairs[i]: float(pairs[i + 1]) for i in range(0, len(pairs), 2)}
+        taken.hints.update(hints)
+        if number:
+            taken.priorities.update(dict.fromkeys(hints, OTHER_PRIORITIES[number - 1]))
+    return taken
 
 
-async def drop(redis: ArqRedis, queue: str, taken: Iterable[tuple[bytes, int]]) -> int:
-    """Remove hints, each only while its score is still the one its claim wrote; returns how many went."""
+async def drop(
+    redis: ArqRedis, queue: str, taken: Iterable[tuple[bytes, int]], priority: int = DEFAULT_PRIORITY
+) -> int:
+    """Remove hints of one lane, each only while its score is the one its claim wrote; returns how many went."""
     arguments = [part for raw, score in taken for part in (raw, score)]
-    return int(await redis.eval(_DROP, 1, queue_key(queue), PAYLOAD_PREFIX, *arguments))  # type: ignore[misc, arg-type]
+    return int(await redis.eval(_DROP, 1, lane_key(queue, priority), PAYLOAD_PREFIX, *arguments))  # type: ignore[misc, arg-type]
 
 
 async def put_back(redis: ArqRedis, taken: Taken, waits: dict[bytes, timedelta] | None = None) -> int:
     """Undo a claim: all hints with their old scores, or those in `waits` to be due again after that wait."""
-    arguments: list[Any] = []
-    if waits is None:
-        for raw, old_score in taken.hints.items():
-            arguments += (raw, taken.score, "at", old_score)
-    else:
-        for raw, wait in waits.items():
-            arguments += (raw, taken.score, "in", _ms(wait))
-    return int(await redis.eval(_PUTBACK, 1, queue_key(taken.queue), *arguments))  # type: ignore[misc]
+    put = 0
+    for priority, raws in taken.by_priority(taken.hints if waits is None else waits).items():
+        arguments: list[Any] = []
+        for raw in raws:
+            due = ("at", taken.hints[raw]) if waits is None else ("in", _ms(waits[raw]))
+            arguments += (raw, taken.score, *due)
+        put += int(await redis.eval(_PUTBACK, 1, lane_key(taken.queue, priority), *arguments))  # type: ignore[misc]
+    return put
 
 
 async def payloads(redis: ArqRedis, ids: Sequence[bytes]) -> dict[bytes, bytes | None]:

@@ -140,6 +140,7 @@ class Waiting:
     due_in: float
     enqueued_at: datetime
     run_at: datetime
+    priority: int
 
 
 _WAITING = (
@@ -150,6 +151,7 @@ _WAITING = (
         cast(func.extract("epoch", Job.run_at - func.statement_timestamp()), Float),
         Job.enqueued_at,
         Job.run_at,
+        Job.priority,
     )
     .where(
         Job.state == constant(JobState.QUEUED),

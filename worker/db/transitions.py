@@ -51,6 +51,7 @@ class ClaimedJob:
     crashes: int
     enqueued_at: datetime
     overdue: timedelta
+    expired_at: datetime | None
 
     @property
     def suspect(self) -> bool:
@@ -69,6 +70,7 @@ class Moved:
     wait: timedelta
     enqueued_at: datetime
     ending: Ending
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ async def claim_by_scan(
     worker_id: UUID,
     may_take_suspect: bool,
 ) -> list[ClaimedJob]:
-    """Queued → running without Redis: the longest due of these queues, at most `room`."""
+    """Queued → running without Redis: of these queues the first by rank among the longest due."""
     parameters = {
         "queues": list(queues),
         "room": room,
@@ -194,8 +196,8 @@ async def _leave_one(
 
 def _moved(rows: Sequence[Any]) -> list[Moved]:
     return [
-        Moved(id_, name, queue, JobState(state), wait, enqueued_at, Ending(ending))
-        for id_, name, queue, state, wait, enqueued_at, ending in rows
+        Moved(id_, name, queue, JobState(state), wait, enqueued_at, Ending(ending), priority)
+        for id_, name, queue, state, wait, enqueued_at, ending, priority in rows
     ]
 
 

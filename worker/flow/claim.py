@@ -49,7 +49,7 @@ class Claimer:
         self._availability = availability
         self._lease = work.settings.worker.lease
         self._longest_wait = min(LONGEST_WAIT, work.settings.redis.timeout / 2)
-        self._to_drop: dict[str, list[tuple[bytes, int]]] = {}
+        self._to_drop: dict[str, dict[int, list[tuple[bytes, int]]]] = {}  # by queue and priority
         self._left_alone: set[bytes] = set()
         self._next_due = self._longest_wait
 
@@ -133,12 +133,12 @@ class Claimer:
         return turn
 
     async def _drop(self, queue: str) -> None:
-        to_drop = self._to_drop.get(queue)
-        if to_drop:
+        lanes = self._to_drop.get(queue, {})
+        for priority, to_drop in list(lanes.items()):
             emit(HintsDropping(queue=queue, hints=len(to_drop)))
             with self._noticing():
-                await scripts.drop(self._redis, queue, to_drop)
-            del self._to_drop[queue]
+                await scripts.drop(self._redis, queue, to_drop, priority)
+            del lanes[priority]
 
     async def _claim_taken(self, runs: list[Run], connection: AsyncConnection, taken: Taken) -> None:
         ids = {job_id: raw for raw in taken.hints if (job_id := parse_id(raw)) is not None}
@@ -166,7 +166,9 @@ class Claimer:
             await self._explain(connection, taken, left, sent)
 
     def _leave_redis(self, taken: Taken, raws: Sequence[bytes]) -> None:
-        self._to_drop.setdefault(taken.queue, []).extend((raw, taken.score) for raw in raws)
+        lanes = self._to_drop.setdefault(taken.queue, {})
+        for priority, of_lane in taken.by_priority(raws).items():
+            lanes.setdefault(priority, []).extend((raw, taken.score) for raw in of_lane)
 
     async def _explain(self, connection: AsyncConnection, taken: Taken, left: Sequence[bytes], sent: float) -> None:
         """Decide for each hint that could not be claimed whether it waits, leaves, or is not ours to judge."""

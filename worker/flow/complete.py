@@ -172,7 +172,7 @@ def outcome_of_error(work: Work, run: Run, error: BaseException) -> Outcome:
 def publish_waiting(work: Work, moved: Sequence[Moved]) -> None:
     """Publish those that wait again and are due soon; reconcile brings the others when their time comes."""
     work.publisher.publish(
-        work.hint(job.job_id, job.name, job.queue, job.wait.total_seconds(), job.enqueued_at)
+        work.hint(job.job_id, job.name, job.queue, job.wait.total_seconds(), job.enqueued_at, job.priority)
         for job in moved
         if job.state is JobState.QUEUED and job.wait <= HORIZON
     )

@@ -57,6 +57,6 @@ class Work:
     counts: Counts
     context: Mapping[str, Any]
 
-    def hint(self, job_id: UUID, name: str, queue: str, due_in: float, enqueued_at: datetime) -> Hint:
+    def hint(self, job_id: UUID, name: str, queue: str, due_in: float, enqueued_at: datetime, priority: int) -> Hint:
         """The hint of a job of this installation; `due_in` is in seconds."""
-        return Hint(job_id, name, queue, due_in, int(enqueued_at.timestamp() * 1000), self.installation)
+        return Hint(job_id, name, queue, due_in, int(enqueued_at.timestamp() * 1000), self.installation, priority)

@@ -55,7 +55,7 @@ async def reconcile(work: Work, redis: ArqRedis, availability: Availability) -> 
 
 
 async def _publish_astray(work: Work, redis: ArqRedis, page: list[reads.Waiting]) -> int:
-    hints = [work.hint(job.id, job.name, job.queue, job.due_in, job.enqueued_at) for job in page]
+    hints = [work.hint(job.id, job.name, job.queue, job.due_in, job.enqueued_at, job.priority) for job in page]
     if not hints:
         return 0
     return await scripts.publish(redis, hints, lease=work.settings.worker.lease, only_astray=True)

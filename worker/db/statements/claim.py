@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import (
@@ -15,14 +16,17 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
+    case,
     cast,
     func,
+    literal,
     or_,
     select,
     update,
 )
 
 from worker.core.blame import SUSPECT_FROM
+from worker.core.priority import DEFAULT_PRIORITY, STEP
 from worker.core.states import JobState
 from worker.db.models import Job, constant
 
@@ -53,6 +57,7 @@ def _claim_statement(due: Select[UUID, int]) -> Update:
             Job.crashes,
             Job.enqueued_at,
             (func.clock_timestamp() - Job.first_due_at).cast(Interval),
+            case((Job.expires_at < func.statement_timestamp(), Job.expires_at)),
         )
     )
 
@@ -61,13 +66,23 @@ _due_now = (Job.state == constant(JobState.QUEUED), Job.run_at <= func.statement
 CLAIM_BY_ID = _claim_statement(
     select(Job.id, Job.crashes).where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))), *_due_now).order_by(Job.id)
 )
-CLAIM_BY_SCAN = _claim_statement(
-    select(Job.id, Job.crashes)
+
+# Which of the longest due is first by rank: all that wait may be many.
+_WINDOW: Final = 1_000
+_longest_due = (
+    select(Job.id)
     .where(
         Job.queue == any_(bindparam("queues", type_=ARRAY(Text))),
         *_due_now,
         or_(Job.crashes < SUSPECT_FROM, bindparam("may_take_suspect")),
     )
     .order_by(Job.run_at, Job.id)
+    .limit(literal(_WINDOW))
+)
+_rank = Job.run_at + (Job.priority - DEFAULT_PRIORITY) * literal(STEP, Interval)
+CLAIM_BY_SCAN = _claim_statement(
+    select(Job.id, Job.crashes)
+    .where(Job.id == any_(func.array(_longest_due.scalar_subquery())), *_due_now)
+    .order_by(_rank, Job.id)
     .limit(bindparam("room", type_=Integer))
 )

@@ -69,6 +69,7 @@ def _leave(
             Job.state,
             (Job.run_at - now).cast(Interval).label("wait"),
             Job.enqueued_at,
+            Job.priority,
             Job.token,
             Job.attempt,
             Job.worker_id,
@@ -113,7 +114,9 @@ def _leave(
         .cte("noted")
     )
     told = moved.c
-    return select(told.id, told.name, told.queue, told.state, told.wait, told.enqueued_at, told.ending).add_cte(noted)
+    return select(
+        told.id, told.name, told.queue, told.state, told.wait, told.enqueued_at, told.ending, told.priority
+    ).add_cte(noted)
 
 
 _NO_WAIT = literal(timedelta(0), Interval)
