@@ -1,20 +1,22 @@
 -- Take due hints of one queue and hide them for a lease; they come back by themselves unless they are dropped.
 -- KEYS[1] the queue's ordinary lane: sorted set, job id -> due time (ms)
 -- KEYS[2] wake: list, at most one element
--- KEYS[3…] its other lanes, likewise; most queues have none
 -- ARGV[1] limit
 -- ARGV[2] lease (ms)
--- ARGV[3…] for each other lane: how much later than in the ordinary one its hints count as due (ms, may be negative)
+-- ARGV[3] prefix and ARGV[4] suffix of its lanes of another priority than 5, likewise; most queues have none
+-- ARGV[5] how much later a hint counts as due for each step of priority (ms)
 -- returns { score written to each, wait until the next hint is due (ms, -1 when there is none),
---           then for each lane that gave some: its number (0: the ordinary one), { id, old score, … } }
+--           then for each lane that gave some: its priority, { id, old score, … } }
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local hidden = string.format('%.0f', now + ARGV[2])
-local lanes = { { number = 0, key = KEYS[1], later = 0 } }
-if redis.call('EXISTS', unpack(KEYS, 3)) > 0 then
-  for i = 3, #KEYS do
-    if redis.call('EXISTS', KEYS[i]) == 1 then
-      lanes[#lanes + 1] = { number = i - 2, key = KEYS[i], later = tonumber(ARGV[i]) }
+local lanes = { { priority = 5, key = KEYS[1] } }
+local a, z = ARGV[3], ARGV[4]
+if redis.call('EXISTS', a .. 0 .. z, a .. 1 .. z, a .. 2 .. z, a .. 3 .. z, a .. 4 .. z,
+    a .. 6 .. z, a .. 7 .. z, a .. 8 .. z, a .. 9 .. z) > 0 then
+  for priority = 0, 9 do
+    if priority ~= 5 and redis.call('EXISTS', a .. priority .. z) == 1 then
+      lanes[#lanes + 1] = { priority = priority, key = a .. priority .. z }
     end
   end
 end
@@ -26,6 +28,7 @@ if #lanes > 1 then
   -- Within a lane the order of scores is the order of ranks: merge their heads.
   for _, lane in ipairs(lanes) do
     lane.taken = {}
+    lane.later = (lane.priority - 5) * ARGV[5]
   end
   for _ = 1, tonumber(ARGV[1]) do
     local first, first_rank
@@ -50,7 +53,7 @@ for _, lane in ipairs(lanes) do
     redis.call('ZADD', lane.key, 'XX', hidden, lane.taken[i])
   end
   if #lane.taken > 0 then
-    reply[#reply + 1] = lane.number
+    reply[#reply + 1] = lane.priority
     reply[#reply + 1] = lane.taken
   end
   local first = redis.call('ZRANGE', lane.key, 0, 0, 'WITHSCORES')

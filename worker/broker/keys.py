@@ -8,7 +8,7 @@ from uuid import UUID
 from arq.constants import default_queue_name, job_key_prefix
 
 from worker.core.names import DEFAULT_QUEUE
-from worker.core.priority import DEFAULT_PRIORITY, PRIORITIES
+from worker.core.priority import DEFAULT_PRIORITY
 
 PAYLOAD_PREFIX: Final = job_key_prefix
 """`arq:job:<id>`: the small payload beside a hint."""
@@ -20,8 +20,6 @@ def queue_key(queue: str) -> str:
 
 
 LANE_PREFIX: Final = "exarq:lane:"
-
-OTHER_PRIORITIES: Final = tuple(priority for priority in PRIORITIES if priority != DEFAULT_PRIORITY)
 
 
 def lane_key(queue: str, priority: int) -> str:

@@ -12,7 +12,7 @@ from arq.connections import ArqRedis
 from redis.exceptions import ResponseError
 
 from worker.broker.hints import Hint
-from worker.broker.keys import OTHER_PRIORITIES, PAYLOAD_PREFIX, lane_key, queue_key, wake_key
+from worker.broker.keys import LANE_PREFIX, PAYLOAD_PREFIX, lane_key, queue_key, wake_key
 from worker.core.priority import DEFAULT_PRIORITY, STEP
 from worker.observe.events import QueueKeyTaken, emit
 
@@ -26,9 +26,7 @@ _CLAIM: Final = _source("claim.lua")
 _DROP: Final = _source("drop.lua")
 _PUTBACK: Final = _source("putback.lua")
 _PAYLOAD_OUTLIVES_MS: Final = 86_400_000  # ARQ's own day
-_LATER: Final = [
-    str((priority - DEFAULT_PRIORITY) * (STEP // timedelta(milliseconds=1))) for priority in OTHER_PRIORITIES
-]
+_STEP_MS: Final = str(STEP // timedelta(milliseconds=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +86,15 @@ def _put(queue: str, reply: Any) -> int:
 
 async def claim(redis: ArqRedis, queue: str, *, limit: int, lease: timedelta) -> Taken:
     """Take up to `limit` due hints of a queue, first by rank; each comes back after `lease` unless it is dropped."""
-    others = [lane_key(queue, priority) for priority in OTHER_PRIORITIES]
-    keys = [queue_key(queue), wake_key(queue), *others]
-    reply = await redis.eval(_CLAIM, len(keys), *keys, str(limit), str(_ms(lease)), *_LATER)  # type: ignore[misc]
+    arguments = (str(limit), str(_ms(lease)), LANE_PREFIX, f":{queue}", _STEP_MS)
+    reply = await redis.eval(_CLAIM, 2, queue_key(queue), wake_key(queue), *arguments)  # type: ignore[misc]
     score, wait, *lanes = reply
     taken = Taken(queue, int(score), {}, timedelta(milliseconds=int(wait)) if int(wait) >= 0 else None)
-    for number, pairs in zip(lanes[::2], lanes[1::2], strict=True):
+    for priority, pairs in zip(lanes[::2], lanes[1::2], strict=True):
         hints = {pairs[i]: float(pairs[i + 1]) for i in range(0, len(pairs), 2)}
         taken.hints.update(hints)
-        if number:
-            taken.priorities.update(dict.fromkeys(hints, OTHER_PRIORITIES[number - 1]))
+        if priority != DEFAULT_PRIORITY:
+            taken.priorities.update(dict.fromkeys(hints, priority))
     return taken
 
 

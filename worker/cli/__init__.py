@@ -106,12 +106,18 @@ def enqueue(
         str | None, typer.Option("--queue", "-q", help="Another queue than the job's own.", show_default=False)
     ] = None,
     delay: Annotated[float, typer.Option("--delay", metavar="SECONDS", help="Due only after this time.")] = 0,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Not where a job of this name and key is not done.", show_default=False)
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", "-p", help="0 (first) to 9; 5 is usual.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Enqueue one job and print its id; a name that is not known here is left to a worker that knows it."""
     from worker.cli.enqueue import enqueue_one
 
-    enqueue_one(name, args, queue=queue, delay=delay, as_json=as_json)
+    enqueue_one(name, args, {"queue": queue, "delay": delay, "key": key, "priority": priority}, as_json=as_json)
 
 
 @app.command()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any, Final
 
 from pydantic_core import from_json
@@ -16,9 +15,10 @@ from worker.broker.connection import connect
 from worker.cli.database import migrated_database
 from worker.cli.output import note, print_json, print_line
 from worker.core.errors import ArgumentsInvalid, DatabaseUnreachable, nearest
+from worker.core.options import Rules
 from worker.core.registry import default_registry, load_modules
-from worker.core.retry import as_delay
 from worker.db.failures import is_away
+from worker.flow.call import EnqueueOptions, template
 from worker.flow.enqueue import enqueue
 from worker.flow.handle import Handle
 from worker.flow.publish import Publisher
@@ -26,26 +26,27 @@ from worker.observe.events import Event, PublishFailed, listen
 from worker.settings import Settings, load_settings
 
 
-def enqueue_one(name: str, text: str, *, queue: str | None, delay: float, as_json: bool) -> None:
+def enqueue_one(name: str, text: str, options: EnqueueOptions, *, as_json: bool) -> None:
     """Enqueue a job, publish its hint and print its id; without Redis the job is stored all the same."""
     settings = load_settings()
     load_modules(settings.jobs.modules)
-    args, wait = _arguments(text), _delay(delay)
-    handle = asyncio.run(_enqueue(settings, name, args, queue=queue, delay=wait))
+    args = _arguments(text)
+    template(name, Rules(), options)  # refused before anything is asked of a server
+    handle = asyncio.run(_enqueue(settings, name, args, options))
     if name not in default_registry:
         note(
             f"no job named {name!r} is registered here, so its arguments are not checked and it waits for a worker that"
             f" knows it{nearest(name, default_registry.names())}"
         )
+    if handle.happened == "exists":
+        note(f"{name} with the key {options.get('key')!r} is enqueued already; this is its job")
     if as_json:
-        print_json({"id": handle.id, "name": handle.name})
+        print_json({"id": handle.id, "name": handle.name, "happened": handle.happened})
     else:
         print_line(str(handle.id))
 
 
-async def _enqueue(
-    settings: Settings, name: str, args: Mapping[str, Any], *, queue: str | None, delay: timedelta
-) -> Handle:
+async def _enqueue(settings: Settings, name: str, args: Mapping[str, Any], options: EnqueueOptions) -> Handle:
     redis = connect(redis_url(settings), timeout=settings.redis.timeout)
     publisher = Publisher(redis, lease=settings.worker.lease, closes_redis=True)
     end = listen(_tell)
@@ -54,7 +55,7 @@ async def _enqueue(
             migrated_database(settings) as engine,
             AsyncSession(engine, info=publisher.info) as session,
         ):
-            handle = await enqueue(session, name, args, queue=queue, delay=delay)
+            handle = await enqueue(session, name, args, **options)
             await _commit(session, handle)
         return handle
     finally:
@@ -99,10 +100,3 @@ def _stdin() -> bytes:
         return sys.stdin.buffer.read()
     except OSError as error:
         raise ArgumentsInvalid(f"- reads the arguments from stdin: {error.strerror}") from None
-
-
-def _delay(seconds: float) -> timedelta:
-    try:
-        return as_delay(seconds)
-    except ValueError as error:
-        raise ArgumentsInvalid(str(error)) from None
