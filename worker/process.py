@@ -30,7 +30,7 @@ from worker.flow.pump import Pump
 from worker.flow.work import Work
 from worker.hooks import Hooks
 from worker.observe.events import StepFailed, ThreadsLeft, WorkerStarted, WorkerStopped, WorkerStopping, emit
-from worker.resources import open_processor_engine, open_work
+from worker.resources import HEARTBEAT_CONNECTIONS, open_processor_engine, open_work
 from worker.settings import Settings, load_settings
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.listen import listen
@@ -205,7 +205,9 @@ class Worker(arq.worker.Worker):
         )
 
         def make_engine() -> AsyncEngine:
-            return open_processor_engine(self._settings, self._database_url, work.identity, connections=2)
+            return open_processor_engine(
+                self._settings, self._database_url, work.identity, connections=HEARTBEAT_CONNECTIONS
+            )
 
         return Heartbeat(
             make_engine, work.identity, work.holdings, worker, rescuer=rescuer, owns_process=self._owns_process

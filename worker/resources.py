@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from worker.core.objects import load_callable
 from worker.core.registry import Registry
 from worker.db import reads, workers
-from worker.db.engine import jobs_engine, processor_engine
+from worker.db.engine import FOR_SECOND_SESSIONS, jobs_engine, processor_engine
 from worker.db.ids import uuid7
 from worker.db.migrate import require_migrated
 from worker.db.send import once
@@ -31,9 +31,15 @@ from worker.flow.work import Counts, Identity, Work
 from worker.observe.events import PoolTooSmall, emit
 from worker.settings import Settings
 
-# Claims, flushes, completions and upkeep; the heartbeat has one more of its own.
+# Claims, flushes, completions and upkeep.
 _OWN_CONNECTIONS: Final = 4
+HEARTBEAT_CONNECTIONS: Final = 2
 _CLOSE_LIMIT: Final = timedelta(seconds=2)
+
+
+def connections_of(concurrency: int) -> int:
+    """How many connections to PostgreSQL a worker may open."""
+    return concurrency + FOR_SECOND_SESSIONS + _OWN_CONNECTIONS + HEARTBEAT_CONNECTIONS
 
 
 @asynccontextmanager

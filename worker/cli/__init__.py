@@ -9,6 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from worker.cli.jobs import jobs_app
+from worker.cli.operations import operations
 from worker.cli.options import AsJson
 from worker.cli.output import complain
 from worker.core.errors import ArgumentsInvalid, ExarqError
@@ -31,6 +32,7 @@ app = typer.Typer(
 db_app = typer.Typer(help="Look after Exarq's tables.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(db_app, name="db")
+app.add_typer(operations)
 
 
 def main() -> None:
@@ -142,6 +144,21 @@ def current(as_json: AsJson = False) -> None:
     from worker.cli.db import print_current
 
     print_current(as_json=as_json)
+
+
+@db_app.command("sql")
+def sql(
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="REVISION", help="From this revision instead of the database's; base is an empty one."
+        ),
+    ] = None,
+) -> None:
+    """Print the SQL of the migrations that are still to be made, for somebody who applies it with psql."""
+    from worker.cli.db import print_sql
+
+    print_sql(since)
 
 
 @app.command()

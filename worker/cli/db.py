@@ -7,7 +7,7 @@ import asyncio
 from rich.console import Console
 
 from worker.cli.database import database
-from worker.cli.output import print_json, print_line
+from worker.cli.output import note, print_json, print_line
 from worker.db import migrate
 from worker.db.migrate import Revisions
 from worker.settings import load_settings
@@ -34,6 +34,17 @@ def print_current(*, as_json: bool) -> None:
         print_line(f"{found.head} (up to date)")
     else:
         print_line(f"{found.current or 'nothing'} (this version needs {found.head}; run `exarq db upgrade`)")
+
+
+def print_sql(since: str | None) -> None:
+    """Print what brings the tables from a revision, or from where they are, to the head."""
+    if since is None:
+        found = asyncio.run(_current())
+        if found.up_to_date:
+            note(f"already at {found.head}; `exarq db sql --from base` prints all of it")
+            return
+        since = found.current or "base"
+    print_line(migrate.sql(since).rstrip())
 
 
 async def _upgrade() -> Revisions:

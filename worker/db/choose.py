@@ -66,12 +66,20 @@ class Chosen(NamedTuple):
 
 async def by_filters(session: AsyncSession, states: Collection[JobState], filters: Filters) -> list[Chosen]:
     """The jobs in these states that match, in no order: found by the indexes of the states, never by all of history."""
-    query = select(Job.id, Job.name).where(
-        or_(*(Job.state == constant(state) for state in sorted(states))), *filters.conditions()
-    )
-    if set(states) <= FINAL and filters.older_than is not None:
-        query = query.where(Job.finished_at < func.statement_timestamp() - filters.older_than)
+    query = select(Job.id, Job.name).where(*_matching(states, filters))
     return [Chosen(*row) for row in await session.execute(query)]
+
+
+async def count(session: AsyncSession, states: Collection[JobState], filters: Filters) -> int:
+    """How many jobs in these states match."""
+    return await session.scalar(select(func.count()).select_from(Job).where(*_matching(states, filters))) or 0
+
+
+def _matching(states: Collection[JobState], filters: Filters) -> list[ColumnElement[bool]]:
+    found = [or_(*(Job.state == constant(state) for state in sorted(states))), *filters.conditions()]
+    if set(states) <= FINAL and filters.older_than is not None:
+        found.append(Job.finished_at < func.statement_timestamp() - filters.older_than)
+    return found
 
 
 async def by_ids(session: AsyncSession, ids: Collection[UUID]) -> list[Chosen]:

@@ -28,7 +28,7 @@ RESET: Final = (
 )
 
 # Jobs that open a session of their own beside the attempt's must not wait for one another when all slots are taken.
-_FOR_SECOND_SESSIONS = 4
+FOR_SECOND_SESSIONS = 4
 
 
 def through(pooler: str | None) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def jobs_engine(
         application_name=application_name,
         connections=connections,
         connect_timeout=connect_timeout,
-        overflow=_FOR_SECOND_SESSIONS,
+        overflow=FOR_SECOND_SESSIONS,
         pool_timeout=None,
         server_settings={},
         pooler=pooler,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, text
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 HEAD: Final = "0001"
 """The newest revision in `migrations/versions`, so that only a migration pays for Alembic's import."""
+
+BASE: Final = "base"
+"""Alembic's word for a database without any revision."""
 
 _ADVISORY_LOCK: Final = 0x6578617271  # "exarq"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
@@ -91,10 +95,29 @@ async def require_migrated(connection: AsyncConnection) -> None:
         )
 
 
-def _refuse_unknown(found: Revisions) -> None:
+def sql(since: str) -> str:
+    """What brings the schema from a revision (`base`: from nothing) to the head, as SQL in one transaction.
+
+    Raises: `SchemaNotMigrated` when this version does not know the revision.
+    """
+    from alembic import command
+
+    if since != BASE and since not in _known():
+        raise SchemaNotMigrated(f"no revision {since!r}; this version knows {', '.join([BASE, *_known()])}")
+    config, written = _config(), StringIO()
+    config.output_buffer = written
+    command.upgrade(config, f"{since}:head", sql=True)
+    return written.getvalue()
+
+
+def _known() -> list[str]:
     from alembic.script import ScriptDirectory
 
-    known = [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
+
+
+def _refuse_unknown(found: Revisions) -> None:
+    known = _known()
     if found.current is not None and found.current not in known:
         raise SchemaNotMigrated(
             f"the exarq schema is at {found.current}, which this version does not know; run `exarq db upgrade` with the"

@@ -38,8 +38,24 @@ async def _connect_and_run() -> None:
         await connection.commit()
 
 
+def _write_sql() -> None:
+    context.configure(
+        dialect_name="postgresql",
+        target_metadata=Base.metadata,
+        version_table_schema=SCHEMA,
+        literal_binds=True,
+        transaction_per_migration=False,
+    )
+    with context.begin_transaction():
+        context.execute("SET LOCAL lock_timeout = '1s'")
+        context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        context.run_migrations()
+
+
 given = context.config.attributes.get("connection")
-if given is not None:
+if context.is_offline_mode():
+    _write_sql()
+elif given is not None:
     _run(given)
 else:
     asyncio.run(_connect_and_run())
