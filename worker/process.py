@@ -184,7 +184,15 @@ class Worker(arq.worker.Worker):
                     await _ended([*upkeep, listening])
                     await availability.close()
         counts = work.counts
-        emit(WorkerStopped(work.identity.id, counts.succeeded, counts.failed, counts.released + given_back))
+        emit(
+            WorkerStopped(
+                worker=work.identity.id,
+                succeeded=counts.succeeded,
+                failed=counts.failed,
+                retried=counts.retried,
+                released=counts.released + given_back,
+            )
+        )
 
     async def _start_hooks(self, heartbeat: Heartbeat) -> None:
         """The worker beats meanwhile, for a hook may take longer than a lease."""

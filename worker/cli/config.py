@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from rich.text import Text
 
-from worker.cli.output import Column, print_json, print_table, readable
+from worker.cli.output import Column, duration, print_json, print_table, readable
 from worker.settings import Settings, load_settings
 
 
@@ -22,7 +24,10 @@ def print_settings(*, as_json: bool) -> None:
 def _row(settings: Settings, key: str, value: object) -> list[str | Text]:
     origin = settings.origin(key)
     section, _, name = key.partition(".")
-    meaning = type(getattr(settings, section)).model_fields[name].description or ""
+    values = getattr(settings, section)
+    meaning = type(values).model_fields[name].description or ""
+    if isinstance(given := getattr(values, name), timedelta):
+        value, meaning = duration(given), meaning.removesuffix(", seconds")
     quiet = "dim" if origin == "default" else ""
     return [key, Text(readable(_shown(value)), style=quiet), Text(origin, style=quiet), Text(meaning, style="dim")]
 
@@ -30,4 +35,6 @@ def _row(settings: Settings, key: str, value: object) -> list[str | Text]:
 def _shown(value: object) -> str:
     if value is None:
         return "not set"
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value).replace("postgresql+asyncpg://", "postgresql://", 1)  # as it is written in the settings

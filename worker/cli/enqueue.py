@@ -13,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from worker.addresses import redis_url
 from worker.broker.connection import connect
 from worker.cli.database import migrated_database
+from worker.cli.modules import load_jobs
 from worker.cli.output import note, print_json, print_line
-from worker.core.errors import ArgumentsInvalid, DatabaseUnreachable, nearest
+from worker.core.errors import ArgumentsInvalid, DatabaseUnreachable, nearest_name
 from worker.core.options import Rules
-from worker.core.registry import default_registry, load_modules
+from worker.core.registry import default_registry
 from worker.db.failures import is_away
 from worker.flow.call import EnqueueOptions, template
 from worker.flow.enqueue import enqueue
@@ -29,14 +30,14 @@ from worker.settings import Settings, load_settings
 def enqueue_one(name: str, text: str, options: EnqueueOptions, *, as_json: bool) -> None:
     """Enqueue a job, publish its hint and print its id; without Redis the job is stored all the same."""
     settings = load_settings()
-    load_modules(settings.jobs.modules)
+    load_jobs(settings)
     args = _arguments(text)
     template(name, Rules(), options)  # refused before anything is asked of a server
     handle = asyncio.run(_enqueue(settings, name, args, options))
     if name not in default_registry:
         note(
             f"no job named {name!r} is registered here, so its arguments are not checked and it waits for a worker that"
-            f" knows it{nearest(name, default_registry.names())}"
+            f" knows it{nearest_name(name, default_registry.names())}"
         )
     if handle.happened == "exists":
         note(f"{name} with the key {options.get('key')!r} is enqueued already; this is its job")

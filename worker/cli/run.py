@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import structlog.contextvars
 
 from worker.cli.database import database
+from worker.cli.modules import load_jobs
 from worker.cli.output import note
 from worker.core.errors import ArgumentsInvalid, DatabaseUnreachable
-from worker.core.registry import load_modules
 from worker.db.migrate import upgrade
 from worker.embedded import attach, servers
 from worker.observe.logs import configure
@@ -40,7 +40,7 @@ def run_until_stopped(
     elif settings.worker.processes > 1:
         _run_processes(settings, burst=burst)
     else:
-        load_modules(settings.jobs.modules)  # before servers are started for nothing
+        load_jobs(settings)  # before servers are started for nothing
         with embedded_servers(settings):
             run_worker(settings, burst=burst)
         leave_threads_behind()

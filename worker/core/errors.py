@@ -13,6 +13,22 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """As `nearest`, for the names of jobs: that two begin with the same module makes them no more alike."""
+    module, _, function = name.rpartition(".")
+    likeness = {one: _likeness(module, function, *one.rpartition(".")[::2]) for one in known}
+    best = max(likeness, key=lambda one: (likeness[one], one), default="")
+    return f"; did you mean {best!r}?" if best and likeness[best] >= _ALIKE else ""
+
+
+_ALIKE = 0.6
+
+
+def _likeness(module: str, function: str, known_module: str, known_function: str) -> float:
+    modules = difflib.SequenceMatcher(None, module, known_module).ratio() if module else 1.0
+    return min(modules, difflib.SequenceMatcher(None, function, known_function).ratio())
+
+
 class ExarqError(Exception):
     """The root of every error that Exarq raises on purpose."""
 
@@ -56,7 +72,7 @@ class UnknownJob(ExarqError):
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         super().__init__(
-            f"no job named {name!r}{nearest(name, names)}; registered: {', '.join(names) or 'none'};"
+            f"no job named {name!r}{nearest_name(name, names)}; registered: {', '.join(names) or 'none'};"
             " add its module to jobs.modules"
         )
 

@@ -81,6 +81,7 @@ class WorkerStopped(Event):
     worker: UUID
     succeeded: int
     failed: int
+    retried: int
     released: int
 
 
@@ -89,10 +90,10 @@ class AttemptEnded(Event):
     """An attempt ended, and how is committed."""
 
     text = "attempt ended"
-    job: UUID
     name: str
-    attempt: int
     outcome: str
+    job: UUID
+    attempt: int
     seconds: float
     error: str | None = None
     blocked: float | None = None  # seconds for which it held the event loop

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
+from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import structlog
@@ -23,8 +25,8 @@ def configure(level: str, style: Literal["auto", "text", "json"]) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if as_text else "iso", utc=not as_text),
     ]
-    text = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    renderer: Any = text if as_text else structlog.processors.JSONRenderer(default=str)
+    text = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"), sort_keys=False)
+    renderers: list[Any] = [_without_nothing, text] if as_text else [structlog.processors.JSONRenderer(default=str)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -32,7 +34,7 @@ def configure(level: str, style: Literal["auto", "text", "json"]) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
-                renderer,
+                *renderers,
             ],
         )
     )
@@ -47,6 +49,11 @@ def configure(level: str, style: Literal["auto", "text", "json"]) -> None:
     )
     if not is_listening(log):
         listen(log)
+
+
+def _without_nothing(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """For people: a field that says nothing is not shown; programs find every field on every line."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def log(event: Event) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from worker.cli.database import database
 from worker.cli.doctor.finding import Finding, error, ok, warning
+from worker.cli.modules import load_jobs
 from worker.cli.overview import standing
 from worker.core.errors import ExarqError, SchemaNotMigrated
-from worker.core.registry import default_registry, load_modules
+from worker.core.registry import default_registry
 from worker.db import overview
 from worker.db.migrate import require_migrated
 from worker.settings import Settings
@@ -20,7 +21,7 @@ def modules(settings: Settings) -> list[Finding]:
     if not named:
         return [warning("jobs.modules", "names no module", "name those with your jobs, else a worker has none to run")]
     try:
-        load_modules(settings.jobs.modules)
+        load_jobs(settings)
     except ExarqError as wrong:
         return [error("jobs.modules", str(wrong), "a worker does not start without it")]
     count = len(default_registry.names())

@@ -17,10 +17,11 @@ from worker.cli.database import migrated_database
 from worker.cli.jobs import ids
 from worker.cli.jobs.listing import check_state
 from worker.cli.jobs.telling import tell_many, tell_one
+from worker.cli.modules import load_jobs
 from worker.cli.options import age
 from worker.cli.output import note, progress
 from worker.core.errors import ArgumentsInvalid
-from worker.core.registry import default_registry, load_modules
+from worker.core.registry import default_registry
 from worker.core.states import FINAL, JobState
 from worker.db import choose
 from worker.db.choose import Chosen, Filters
@@ -98,7 +99,7 @@ def move(wish: Wish, *, yes: bool, as_json: bool) -> None:
     wish.check()
     settings = load_settings()
     if wish.verb == "retry":
-        load_modules(settings.jobs.modules)
+        load_jobs(settings)
     done = asyncio.run(_move(settings, wish, yes=yes))
     if wish.ids and len(done) == 1:
         tell_one(wish.verb, done[0], as_json=as_json)
