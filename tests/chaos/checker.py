@@ -115,6 +115,8 @@ INVARIANTS: Final[Mapping[str, str]] = {
         WHERE (coalesce(was, '-'), coalesce(became, '-')) NOT IN (
             ('-', 'queued'), ('queued', 'running'), ('queued', 'cancelled'), ('running', 'queued'),
             ('running', 'succeeded'), ('running', 'failed'), ('running', 'cancelled'))
+        AND NOT (was = 'cancelled' AND became = 'queued'
+            AND EXISTS (SELECT FROM wanted_again WHERE wanted_again.job_id = history.job_id))
         UNION ALL SELECT job_id, 'claimed twice as attempt ' || attempt FROM history
         WHERE was = 'queued' AND became = 'running' GROUP BY job_id, attempt HAVING count(*) > 1
         UNION ALL SELECT job_id, 'a token was used for two attempts' FROM history
@@ -148,6 +150,7 @@ _TABLES: Final = """
 CREATE TEMPORARY TABLE told (job_id uuid PRIMARY KEY, said text) ON COMMIT DROP;
 CREATE TEMPORARY TABLE ran (job_id uuid, attempt integer) ON COMMIT DROP;
 CREATE TEMPORARY TABLE asked (job_id uuid) ON COMMIT DROP;
+CREATE TEMPORARY TABLE wanted_again (job_id uuid) ON COMMIT DROP;
 CREATE TEMPORARY TABLE early (job_id uuid) ON COMMIT DROP;
 CREATE TEMPORARY TABLE rescued (worker_id uuid, at timestamptz) ON COMMIT DROP;
 CREATE TEMPORARY TABLE id (worker_id uuid PRIMARY KEY, process text) ON COMMIT DROP;
@@ -212,6 +215,8 @@ async def _load(
     await _copy(connection, "told", said.items())
     await _copy(connection, "ran", ((line["job"], line["attempt"]) for line in lines if line["what"] == "began"))
     await _copy(connection, "early", ((job,) for line in lines if line["what"] == "early" for job in line["jobs"]))
+    again = ((job,) for line in lines if line["what"] == "wanted again" for job in line["jobs"])
+    await _copy(connection, "wanted_again", again)
     await _copy(connection, "asked", ((job,) for line in lines if line["what"] == "asked" for job in line["jobs"]))
     ids = ((line.get("new") or line["worker"], line["by"]) for line in lines if line["what"] in _NAMES)
     await _copy(connection, "id", ids)

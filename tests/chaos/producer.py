@@ -24,10 +24,12 @@ from tests.chaos.evidence import Evidence
 from tests.chaos.worker import FILE, die_with_parent, install_twin
 from worker.broker.connection import connect
 from worker.broker.keys import PAYLOAD_PREFIX
+from worker.core.states import JobState
 from worker.db.failures import is_transient
 from worker.flow.cancel import cancel
 from worker.flow.enqueue import Call, enqueue, enqueue_many
 from worker.flow.publish import Publisher
+from worker.flow.retry import retry
 
 CONTROL: Final = "CHAOS_CONTROL"
 SEED: Final = "CHAOS_SEED"
@@ -89,11 +91,14 @@ class Producer:
             await asyncio.sleep(max(0.001, wait))
 
     async def _cancel_one(self) -> None:
-        """Ask that one of the last jobs ends, whatever it does now."""
+        """Ask that one of the last jobs ends, whatever it does now, and sometimes want it again at once."""
         job_id = self._rng.choice(self._last)
         self._evidence.note("asked", jobs=[job_id])
         async with self._sessions.begin() as session:
-            await cancel(session, job_id)
+            ended = (await cancel(session, job_id)).state is JobState.CANCELLED
+            if ended and self._rng.random() < 0.5:
+                self._evidence.note("wanted again", jobs=[job_id])
+                await retry(session, job_id)
 
     async def _place_some(self) -> int:
         """One transaction: usually one job, sometimes many, sometimes rolled back, whole or in part."""

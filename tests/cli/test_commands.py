@@ -37,6 +37,11 @@ def test_the_settings_are_shown_with_their_origin_and_without_passwords(bare: Co
     assert done.err == table.err == ""
     assert "hunter2" not in done.out + table.out
     assert "EXARQ_DATABASE_URL" in table.out
+    assert "postgresql://u:***@h/d" in table.out
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in table.out.splitlines()}
+    assert rows["worker.lease"].startswith("10 s ")
+    assert rows["keep.failed"].startswith("30 d ")
+    assert "seconds" not in rows["worker.lease"]
 
 
 async def test_an_enqueued_job_is_stored_and_hinted_and_its_id_is_all_that_is_printed(

@@ -88,6 +88,15 @@ def test_a_module_that_does_not_import_is_named_with_the_reason(exarq: Command, 
     assert "cannot import 'shop'" in line
     assert "nowhere_to_be_found" in line
     assert "shop.py:1" in line
+    assert line.startswith("exarq: jobs.modules (set by EXARQ_JOBS_MODULES): ")
+    assert line.endswith("shop.py:1): import nowhere_to_be_found")
+
+
+def test_a_module_that_is_nowhere_is_told_with_where_it_was_looked_for(exarq: Command) -> None:
+    line = exarq("run", EXARQ_JOBS_MODULES="nowhere_to_be_found").error
+
+    assert "No module named 'nowhere_to_be_found'; looked in" in line
+    assert str(exarq.folder) in line
 
 
 def test_two_jobs_of_one_name_are_both_named(exarq: Command) -> None:

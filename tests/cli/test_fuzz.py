@@ -31,8 +31,10 @@ repeatable = settings(
 )
 
 COMMANDS = [["run"], ["enqueue"], ["jobs"], ["jobs", "list"], ["jobs", "show"], ["jobs", "cancel"], ["config"], ["db"]]
+COMMANDS += [["jobs", "retry"], ["jobs", "delete"], ["queues"], ["workers"], ["doctor"], ["prune"], ["db", "sql"]]
 COMMANDS += [["db", "upgrade"], ["db", "current"], ["demo"], []]
 OPTIONS = ["--json", "--queue", "-q", "--delay", "--state", "-s", "--name", "-n", "--limit", "-l", "--burst", "-c"]
+OPTIONS += ["--all", "--yes", "-y", "--older-than", "--older-than=2h", "--traceback", "--from", "--state=failed"]
 OPTIONS += ["--concurrency", "--help", "-h", "--version", "--break", "--", "-", "--limit=5", "--delay=1e400", "--nope"]
 JSON = [
     '{"word": "x"}',

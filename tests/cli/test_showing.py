@@ -112,7 +112,7 @@ async def test_an_attempt_is_shown_by_the_frames_of_the_users_code(exarq: Comman
     assert '  File "/srv/app/pay.py", line 3, in pay' in lines
     assert "CardRefused: no" in lines
     assert "site-packages" not in shown.out
-    assert "(1 frame of libraries left out; --traceback shows them)" in lines
+    assert "Traceback (most recent call last; 1 frame of libraries left out, see --traceback):" in lines
     assert lines[-3:] == [
         "held the event loop for 2.5 s",
         "loaded Invoice.lines lazily 120 times",

@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.core.states import JobState
-from worker.db import reads, transitions
+from worker.db import overview, people, reads, transitions
 from worker.db.ids import uuid7
 from worker.db.transitions import Held
 from worker.db.turns import Position
@@ -83,6 +83,34 @@ async def beats(connection: AsyncConnection) -> None:
     await reads.beats(connection)
 
 
+async def retry_by_hand(connection: AsyncConnection) -> None:
+    await connection.run_sync(people.retry, IDS[0])
+
+
+async def retry_many(connection: AsyncConnection) -> None:
+    await people.retry_many(connection, IDS)
+
+
+async def delete_many(connection: AsyncConnection) -> None:
+    await people.delete_many(connection, IDS)
+
+
+async def request_cancel_many(connection: AsyncConnection) -> None:
+    await people.request_cancel_many(connection, IDS, "x")
+
+
+async def queues_waiting(connection: AsyncConnection) -> None:
+    await connection.execute(overview.WAITING)
+
+
+async def queues_done(connection: AsyncConnection) -> None:
+    await connection.execute(overview.DONE)
+
+
+async def workers_running(connection: AsyncConnection) -> None:
+    await overview.workers(connection)
+
+
 STATEMENTS: list[tuple[Callable[[AsyncConnection], Awaitable[None]], str]] = [
     (claim, "job_pkey"),
     (claim_by_scan, "job_waiting"),
@@ -95,6 +123,13 @@ STATEMENTS: list[tuple[Callable[[AsyncConnection], Awaitable[None]], str]] = [
     (succeed_many, "job_pkey"),
     (request_cancel, "job_pkey"),
     (beats, "job_running"),
+    (retry_by_hand, "job_unique"),
+    (retry_many, "job_pkey"),
+    (delete_many, "job_pkey"),
+    (request_cancel_many, "job_pkey"),
+    (queues_waiting, "job_waiting"),
+    (queues_done, "job_final"),
+    (workers_running, "job_running"),
 ]
 
 

@@ -60,6 +60,21 @@ def test_text_lines_name_the_event_and_its_fields(capsys: pytest.CaptureFixture[
     assert "jobs" in line
 
 
+def test_an_attempt_is_named_first_and_nothing_is_said_of_what_there_is_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("info", "text")
+
+    emit(ended("succeeded"))
+    emit(AttemptEnded(job=JOB, name="a.b", attempt=1, outcome="failed", seconds=1, error="E: x"))
+
+    fine, bad = capsys.readouterr().err.splitlines()
+    assert fine.split("attempt ended")[1].split()[:2] == ["name=a.b", "outcome=succeeded"]
+    assert "None" not in fine
+    assert "error=" not in fine
+    assert "E: x" in bad
+
+
 def test_text_that_goes_to_no_terminal_has_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "text")
 

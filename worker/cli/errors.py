@@ -12,6 +12,7 @@ _DOTTED: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?:<locals>\.)?([A-Z_]\w*)(?=:
 # what SQLAlchemy puts before the driver's message
 _WRAPPED: Final = re.compile(r"\((?:\w+\.)+\w+\) <class '(?:\w+\.)*(\w+)'>: ")
 _FRAME: Final = re.compile(r'^  File "([^"]*)", line \d+, in ')
+_HEADER: Final = "Traceback (most recent call last):"
 _ON_PURPOSE: Final = re.compile(r"(?:worker\.core\.outcome\.)?(?:Fail|Retry)(?::|$)")
 _CHAINED: Final = ("The above exception was the direct cause", "During handling of the above exception")
 
@@ -54,9 +55,8 @@ def reduced(traceback: str) -> str:
             left_out += 1
     if not any(_FRAME.match(line) for line in kept):
         return shortened(traceback)
-    if left_out:
-        kept.append(f"({_frames(left_out)} of libraries left out; --traceback shows them)")
-    return shortened("\n".join(kept))
+    told = f"Traceback (most recent call last; {_frames(left_out)} of libraries left out, see --traceback):"
+    return shortened("\n".join(kept).replace(_HEADER, told if left_out else _HEADER, 1))
 
 
 def _frames(count: int) -> str:
