@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from functools import partial
 from types import FrameType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import arq.worker
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -42,6 +42,9 @@ from worker.upkeep.rescue import Rescuer
 _WORK: Final = "exarq.work"
 _SPARE_THREADS: Final = 4
 
+Obey: TypeAlias = Callable[[Callable[[bool], None]], None]
+"""Is given the function that stops a worker, and calls it when somebody else than a signal asks for it."""
+
 
 class Worker(arq.worker.Worker):
     """ARQ's worker, whose jobs live in PostgreSQL: claims, runs and completes until it is told to stop.
@@ -52,6 +55,7 @@ class Worker(arq.worker.Worker):
         burst: end when no job is due and none runs.
         handle_signals: stop on SIGTERM and SIGINT; off where another program owns the process.
         obey: given the function that stops this worker, from any thread and again; True: gives back at once what runs.
+        beaten: called after each heartbeat, in the heartbeat's thread.
 
     Raises:
         SettingsError: no address is set, or one names something of the user's that is not there.
@@ -67,7 +71,8 @@ class Worker(arq.worker.Worker):
         registry: Registry | None = None,
         burst: bool = False,
         handle_signals: bool = True,
-        obey: Callable[[Callable[[bool], None]], None] | None = None,
+        obey: Obey | None = None,
+        beaten: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings or load_settings()
         if registry is None:
@@ -83,7 +88,7 @@ class Worker(arq.worker.Worker):
         # Signals reach the main thread only, and a worker in another one does not own its process.
         self._owns_process = handle_signals and threading.current_thread() is threading.main_thread()
         self._hears_signals = False
-        self._obey = obey
+        self._obey, self._beaten = obey, beaten
         definitions = [registry.get(name) for name in registry.names()]
         super().__init__(
             functions=[_listed(definition) for definition in definitions],
@@ -218,7 +223,13 @@ class Worker(arq.worker.Worker):
             )
 
         return Heartbeat(
-            make_engine, work.identity, work.holdings, worker, rescuer=rescuer, owns_process=self._owns_process
+            make_engine,
+            work.identity,
+            work.holdings,
+            worker,
+            rescuer=rescuer,
+            owns_process=self._owns_process,
+            beaten=self._beaten,
         )
 
     @contextmanager
@@ -276,15 +287,19 @@ async def _ended(tasks: list[asyncio.Task[None]]) -> None:
 
 
 def run_worker(
-    settings: Settings, *, burst: bool = False, obey: Callable[[Callable[[bool], None]], None] | None = None
+    settings: Settings,
+    *,
+    burst: bool = False,
+    obey: Obey | None = None,
+    beaten: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a worker of these settings, on an event loop of its own, until it has stopped; `obey` as in `Worker`."""
+    """Run a worker of these settings, on an event loop of its own, until it has stopped; the rest is as in `Worker`."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)  # where ARQ looks for it
     # A thread for every job that asks for one: the usual few would make them wait, and every new connection too.
     loop.set_default_executor(ThreadPoolExecutor(settings.worker.concurrency + _SPARE_THREADS))
     try:
-        Worker(settings, burst=burst, obey=obey).run()
+        Worker(settings, burst=burst, obey=obey, beaten=beaten).run()
     finally:
         asyncio.set_event_loop(None)
         loop.close()

@@ -219,8 +219,10 @@ async def test_a_worker_that_is_told_to_stop_ends_with_0(exarq: Command, engine:
 
     with exarq.started("run") as process:
         await until(lambda: process.poll() is not None or beats(), "a worker that beats", limit=90)
+        await until(lambda: exarq.cold("check").code == 0, "its heartbeat file")
         process.send_signal(signal.Signals[signal_name])
         out, err = process.communicate(timeout=60)
 
     assert (process.returncode, out) == (0, "")
     assert "worker stopped" in err
+    assert exarq.cold("check").code == 1

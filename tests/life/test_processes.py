@@ -55,7 +55,10 @@ async def is_(engine: AsyncEngine, job: UUID, wanted: str) -> bool:
 async def test_the_jobs_of_a_killed_process_run_again_long_before_its_lease_ends(
     engine: AsyncEngine, sessions: Sessions, settings: Settings, lines: Path
 ) -> None:
-    async with parent_process(settings, engine, lines=lines, worker_lease=LEASE) as parent:
+    beats = lines.with_name("beats")
+    async with parent_process(
+        settings, engine, lines=lines, worker_lease=LEASE, worker_heartbeat_folder=beats
+    ) as parent:
         # Each process starts anew under another id, which its parent must learn of.
         former = await workers(engine)
         async with engine.begin() as connection:
@@ -69,6 +72,7 @@ async def test_the_jobs_of_a_killed_process_run_again_long_before_its_lease_ends
 
         await until(lambda: is_(engine, job, "succeeded"), "the job runs in the other process", limit=20)
         await until(lambda: _others(engine, {killed}), "a new process takes the place of the dead one")
+        assert sorted(path.name for path in beats.iterdir()) == [f"{parent.pid}-{number}.beat" for number in (1, 2)]
         (died,), (rescued,) = parent.said("process died"), parent.said("gave back the jobs")
         parent.send(signal.SIGTERM)
         assert await parent.ended() == 0
@@ -80,6 +84,7 @@ async def test_the_jobs_of_a_killed_process_run_again_long_before_its_lease_ends
     assert f"pid {killed}) died with SIGKILL" in attempt.error
     assert (await row(engine, job)).crashes == 1
     assert await workers(engine) == []
+    assert list(beats.iterdir()) == []
 
 
 async def test_a_signal_lets_what_runs_end_also_when_it_is_sent_to_every_process_at_once(

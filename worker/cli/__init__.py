@@ -123,6 +123,14 @@ def enqueue(
 
 
 @app.command()
+def check(as_json: AsJson = False) -> None:
+    """Tell by heartbeat files whether the worker here lives: ends with 0 when each of its processes does, else 1."""
+    from worker.check import check
+
+    raise typer.Exit(check(as_json=as_json))
+
+
+@app.command()
 def config(as_json: AsJson = False) -> None:
     """Show the settings in force and where each was set; passwords are masked."""
     from worker.cli.config import print_settings

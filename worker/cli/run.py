@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from worker.settings import Settings, load_settings
 from worker.settings.values import EMBEDDED
 from worker.supervise.lifeline import AWAY, Lifeline, Place
 from worker.supervise.parent import Parent, command
+from worker.upkeep.heartbeat_file import heartbeat_file
 
 
 def run_until_stopped(
@@ -41,8 +43,8 @@ def run_until_stopped(
         _run_processes(settings, burst=burst)
     else:
         load_jobs(settings)  # before servers are started for nothing
-        with embedded_servers(settings):
-            run_worker(settings, burst=burst)
+        with embedded_servers(settings), heartbeat_file(settings) as beaten:
+            run_worker(settings, burst=burst, beaten=beaten)
         leave_threads_behind()
 
 
@@ -63,7 +65,8 @@ def _run_below_a_parent(settings: Settings, supervised: str, *, burst: bool) -> 
         raise ArgumentsInvalid("--supervised is between a parent and its processes; use --processes") from None
     structlog.contextvars.bind_contextvars(process=place.number)
     try:
-        run_worker(settings, burst=burst, obey=lifeline.obey)
+        with heartbeat_file(settings, number=place.number, of=place.of, leader=os.getppid()) as beaten:
+            run_worker(settings, burst=burst, obey=lifeline.obey, beaten=beaten)
     except DatabaseUnreachable:
         lifeline.say(AWAY)
         raise

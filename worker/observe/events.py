@@ -405,3 +405,13 @@ class ProcessesStopped(Event):
     """The last process of a parent has ended."""
 
     text = "all worker processes stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatFileFailed(Event):
+    """The file that `exarq check` reads cannot be written; told once, the worker works all the same."""
+
+    level = logging.WARNING
+    text = "no heartbeat file, so `exarq check` finds no worker; set worker.heartbeat_folder to a writable folder"
+    file: str
+    error: str

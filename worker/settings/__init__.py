@@ -27,7 +27,8 @@ from pydantic_settings import (
 )
 
 from worker.core.errors import SettingsError, nearest
-from worker.settings.file import DEFAULT_FILE, FILE_VARIABLE, current_folder, read, settings_file
+from worker.place import DEFAULT_FILE, FILE_VARIABLE, settings_file, settings_key
+from worker.settings.file import read
 from worker.settings.values import (
     Count,
     Duration,
@@ -117,6 +118,9 @@ class WorkerSettings(Section):
     queues: Annotated[Names, AfterValidator(queue_names)] = Field(
         ("default",), description="names of the queues it takes from"
     )
+    heartbeat_folder: str | None = Field(
+        None, description="folder of the heartbeat files for `exarq check`; not set: below the temporary folder"
+    )
     lease: Duration = Field(10 * SECOND, description="silence after which a worker is dead, seconds")
     beat: Duration = Field(2 * SECOND, description="time between two heartbeats, seconds")
     sweep: Duration = Field(3 * SECOND, description="time between two rounds of upkeep, seconds")
@@ -187,7 +191,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError(_one_line(error, origins)) from None
         self._origins = origins
-        self._key = file.resolve() if file else current_folder()
+        self._key = settings_key(file)
 
     @classmethod
     def settings_customise_sources(

@@ -77,6 +77,7 @@ class Heartbeat:
         settings: the worker's settings.
         rescuer: watches the other workers meanwhile, in the same thread, on a connection of its own.
         owns_process: whether the thread may end the process when the loop does not come to an end.
+        beaten: called in the thread after each beat.
 
     """
 
@@ -89,6 +90,7 @@ class Heartbeat:
         *,
         rescuer: Rescuer | None = None,
         owns_process: bool = True,
+        beaten: Callable[[], None] = lambda: None,
     ) -> None:
         self._make_engine = make_engine
         self._identity = identity
@@ -96,6 +98,7 @@ class Heartbeat:
         self._settings = settings
         self._rescuer = rescuer
         self._owns_process = owns_process
+        self._beaten = beaten
         self._former: list[UUID] = []
         self._main_loop = asyncio.get_running_loop()
         self._own_loop: asyncio.AbstractEventLoop | None = None
@@ -228,6 +231,7 @@ class Heartbeat:
             self._fence()
             return
         self._last_beat, self._fenced = sent, False
+        self._beaten()
         self._cancel(compared.lost, Because.LEASE_LOST)
         self._cancel(compared.flagged, Because.CANCEL_REQUESTED)
         if not compared.alive:
