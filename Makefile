@@ -29,7 +29,7 @@ format: .venv/.ready ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 
 lock: .venv/.ready ## pin every dependency with hashes
-	$(UV) pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile pyproject.toml --extra dev --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet --upgrade -o requirements.lock
 
 .venv/.ready: requirements.lock pyproject.toml

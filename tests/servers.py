@@ -75,17 +75,17 @@ def test_servers() -> Iterator[TestServers]:
         yield found
 
 
-def _start(**wanted: bool) -> embedded.RunningServers:
+def _start(*, postgres: bool, redis: bool) -> embedded.RunningServers:
     """The wheels' servers, so that the versions under test are the same on every machine; else those on PATH."""
     with tempfile.TemporaryDirectory() as nothing, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", nothing)
         if _has_room(_MEMORY):
             patch.setattr(tempfile, "tempdir", str(_MEMORY))
         try:
-            return embedded.start(fsync=False, **wanted)
+            return embedded.start(fsync=False, postgres=postgres, redis=redis)
         except EmbeddedServerError:
             patch.undo()
-            return embedded.start(fsync=False, **wanted)
+            return embedded.start(fsync=False, postgres=postgres, redis=redis)
 
 
 def _has_room(folder: Path) -> bool:

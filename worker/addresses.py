@@ -31,7 +31,7 @@ def _embedded(settings: Settings) -> Servers:
     servers = attach.find(str(settings.settings_key()))
     if servers is None:
         raise EmbeddedServerError(
-            "the settings say `embedded` and no embedded servers are running here; start them with `exarq run`, or set"
-            " EXARQ_DATABASE_URL and EXARQ_REDIS_URL"
+            "the settings say `embedded` and no embedded servers are running here; start them with `exarq run` or"
+            " `exarq dev`, or set EXARQ_DATABASE_URL and EXARQ_REDIS_URL"
         )
     return servers

@@ -134,9 +134,7 @@ class PrivatePostgres(_PrivateServer):
         return shown
 
     def _is_ready(self) -> bool:
-        # A file that an earlier postmaster left says "ready" too.
-        path = Path(self._plan["pidfile"])
-        return guard.postgres_answers(str(path)) and path.read_text().startswith(f"{self.pid}\n")
+        return guard.postgres_answers(self._plan["pidfile"], self.pid)
 
 
 class PrivateRedis(_PrivateServer):

@@ -24,7 +24,6 @@ _WrongUse = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 app = typer.Typer(
     help="Background jobs that commit with your data, exactly once.",
     epilog=_ENDINGS,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # it shows local variables, and passwords are in some
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -120,6 +119,14 @@ def enqueue(
     from worker.cli.enqueue import enqueue_one
 
     enqueue_one(name, args, {"queue": queue, "delay": delay, "key": key, "priority": priority}, as_json=as_json)
+
+
+@app.command()
+def dev() -> None:
+    """Run servers that keep their data in .exarq/ and a worker that starts anew when the code changes."""
+    from worker.cli.dev import run_dev
+
+    run_dev()
 
 
 @app.command()

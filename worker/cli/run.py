@@ -16,6 +16,7 @@ from worker.cli.output import note
 from worker.core.errors import ArgumentsInvalid, DatabaseUnreachable
 from worker.db.migrate import upgrade
 from worker.embedded import attach, servers
+from worker.embedded.kept import Kept
 from worker.observe.logs import configure
 from worker.process import leave_threads_behind, run_worker
 from worker.settings import Settings, load_settings
@@ -76,27 +77,35 @@ def _run_below_a_parent(settings: Settings, supervised: str, *, burst: bool) -> 
 @contextmanager
 def embedded_servers(settings: Settings) -> Iterator[None]:
     """The private servers that the settings ask for, while the block lasts: those that run here, else new ones."""
-    postgres = settings.require_database_url() == EMBEDDED
-    redis = settings.require_redis_url() == EMBEDDED
-    key = str(settings.settings_key())
-    if not (postgres or redis):
+    wanted = embedded(settings)
+    if not wanted:
         yield
-    elif attach.find(key) is not None:
+    elif attach.find(str(settings.settings_key())) is not None:
         note("using the embedded servers of another command here; they end with that command")
         yield
     else:
-        with servers.start(postgres=postgres, redis=redis) as running:
-            if postgres:
-                asyncio.run(_migrate(settings, running.urls.database_url))
-            attach.announce(running, key)
-            note(f"embedded {_named(postgres, redis)} started; the data are temporary and end with this command")
+        with started_servers(settings):
+            note(f"embedded {' and '.join(wanted)} started; the data are temporary and end with this command")
             yield
+
+
+def embedded(settings: Settings) -> list[str]:
+    """Which servers the settings want to be private ones."""
+    addresses = {"PostgreSQL": settings.require_database_url(), "Redis": settings.require_redis_url()}
+    return [name for name, address in addresses.items() if address == EMBEDDED]
+
+
+@contextmanager
+def started_servers(settings: Settings, kept: Kept | None = None) -> Iterator[None]:
+    """Those servers while the block lasts, migrated, and found by the other commands here."""
+    wanted = embedded(settings)
+    with servers.start(postgres="PostgreSQL" in wanted, redis="Redis" in wanted, kept=kept) as running:
+        if running.urls.postgres:
+            asyncio.run(_migrate(settings, running.urls.database_url))
+        attach.announce(running, str(settings.settings_key()))
+        yield
 
 
 async def _migrate(settings: Settings, url: str) -> None:
     async with database(settings, url) as engine:
         await upgrade(engine)
-
-
-def _named(postgres: bool, redis: bool) -> str:
-    return " and ".join(name for name, started in (("PostgreSQL", postgres), ("Redis", redis)) if started)

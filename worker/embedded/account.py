@@ -55,11 +55,12 @@ def temporary_base(account: Account | None) -> Path:
     """The temporary folder when sockets can live there and the servers can reach it, otherwise /tmp."""
     chosen = Path(tempfile.gettempdir()).absolute()
     short = len(os.fsencode(chosen)) <= _LONGEST_SOCKET
-    if short and _PLAIN.fullmatch(str(chosen)) and (account is None or _open_to_all(chosen)):
+    if short and _PLAIN.fullmatch(str(chosen)) and (account is None or open_to_all(chosen)):
         return chosen
     return Path("/tmp")  # noqa: S108 - the folder made below it has a random name and is its owner's alone
 
 
-def _open_to_all(folder: Path) -> bool:
+def open_to_all(folder: Path) -> bool:
+    """Whether every user can enter this folder."""
     real = folder.resolve()
     return all(parent.stat().st_mode & 0o001 for parent in (real, *real.parents))

@@ -134,16 +134,17 @@ def start(plan: dict[str, Any], folder: Path, ids: list[int], children: list[Chi
         children.append(Child(name, command, folder, ids, ending))
         return children[-1]
 
-    initdb = child("initdb", postgres["initdb"], signal.SIGKILL) if postgres else None
+    initdb = child("initdb", postgres["initdb"], signal.SIGKILL) if postgres and postgres["initdb"] else None
     if redis:
-        server = child("redis", redis["server"], signal.SIGKILL)
+        server = child("redis", redis["server"], signal.Signals(redis["ending"]))
         server.wait_until(lambda: redis_answers(redis["socket"]), deadline)
         pids["redis"] = server.pid
-    if postgres and initdb:
-        initdb.wait_until(initdb.ended, deadline)
-        # SIGQUIT is PostgreSQL's immediate shutdown: its data are thrown away.
-        server = child("postgres", postgres["server"], signal.SIGQUIT)
-        server.wait_until(lambda: postgres_answers(postgres["pidfile"]), deadline)
+    if postgres:
+        if initdb:
+            initdb.wait_until(initdb.ended, deadline)
+            Path(postgres["made"]).rename(postgres["data"])
+        server = child("postgres", postgres["server"], signal.Signals(postgres["ending"]))
+        server.wait_until(lambda: postgres_answers(postgres["pidfile"], server.pid), deadline)
         pids["postgres"] = server.pid
     return pids
 
@@ -160,13 +161,14 @@ def redis_answers(path: str) -> bool:
             return False
 
 
-def postgres_answers(pidfile: str) -> bool:
-    """Whether PostgreSQL takes sessions: its socket is there before that, so ask as pg_ctl does."""
+def postgres_answers(pidfile: str, pid: int) -> bool:
+    """Whether the PostgreSQL of this pid takes sessions: its socket is there before that, so ask as pg_ctl does."""
     try:
         lines = Path(pidfile).read_text().splitlines()
     except OSError:
         return False
-    return len(lines) > 7 and lines[7].strip() == "ready"
+    # A file that an earlier server left, which was killed, says "ready" too.
+    return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
 def remove(folder: Path) -> None:

@@ -18,9 +18,16 @@ _STOP_LIMIT = 45.0  # longer than all of the guard's own limits
 
 
 class Lifeline:
-    """A running guard; cutting the line ends it and its servers."""
+    """A running guard; cutting the line ends it and its servers.
 
-    def __init__(self, base: Path, account: Account | None) -> None:
+    Args:
+        base: the temporary folder.
+        account: who runs the servers.
+        lock: an open file whose lock the guard holds for as long as the servers run, if given.
+
+    """
+
+    def __init__(self, base: Path, account: Account | None, lock: int | None = None) -> None:
         ids = f"{account.uid}:{account.gid}" if account else ""
         # A new session: Ctrl-C in a terminal reaches us, and we decide.
         self._guard = subprocess.Popen(  # noqa: S603 - our own program, run by the interpreter that runs us
@@ -30,6 +37,7 @@ class Lifeline:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd="/",
+            pass_fds=() if lock is None else (lock,),
             encoding="utf-8",
             errors="replace",
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from worker.core.errors import EmbeddedServerError
 from worker.embedded import commands
@@ -19,6 +19,9 @@ from worker.embedded.account import server_account, temporary_base
 from worker.embedded.binaries import find_postgres, find_redis
 from worker.embedded.guard import remove
 from worker.embedded.lifeline import Lifeline
+
+if TYPE_CHECKING:
+    from worker.embedded.kept import Kept  # not on Windows, where this module must still be importable
 
 
 @dataclass(frozen=True)
@@ -117,17 +120,20 @@ class RunningServers:
         self.stop()
 
 
-def start(*, fsync: bool = True, postgres: bool = True, redis: bool = True) -> RunningServers:
-    """Start the servers and return when they answer; nothing of them outlives this process."""
+def start(*, fsync: bool = True, postgres: bool = True, redis: bool = True, kept: Kept | None = None) -> RunningServers:
+    """Start the servers and return when they answer; nothing of them outlives this process but data that are kept."""
     if os.name != "posix":
         raise EmbeddedServerError("embedded servers need Linux or macOS; set EXARQ_DATABASE_URL and EXARQ_REDIS_URL")
     account = server_account()
-    lifeline = Lifeline(temporary_base(account), account)
+    data = kept.prepare(account) if kept else None
+    lifeline = Lifeline(temporary_base(account), account, kept.lock if kept else None)
     try:
         folder = lifeline.folder()
         plan = commands.Plan(
-            postgres=commands.postgres_plan(folder, find_postgres(folder, account), fsync=fsync) if postgres else None,
-            redis=commands.redis_plan(folder, find_redis(folder, account)) if redis else None,
+            postgres=commands.postgres_plan(folder, find_postgres(folder, account), fsync=fsync, kept=data)
+            if postgres
+            else None,
+            redis=commands.redis_plan(folder, find_redis(folder, account), kept=data) if redis else None,
         )
         return RunningServers(_servers(folder, plan, lifeline.start(plan)), lifeline)
     except BaseException:

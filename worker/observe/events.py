@@ -379,6 +379,15 @@ class ProcessDied(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessRefused(Event):
+    """A process ended at its start by what is wrong with the code or the settings, and said so."""
+
+    level = logging.WARNING
+    text = "a worker process refused to start; the next change of the code starts it again"
+    process: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessRescued(Event):
     """What ran in a dead process was given back by its parent, without waiting for a lease."""
 

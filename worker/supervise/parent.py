@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-from worker.observe.events import ProcessDied, ProcessesStarting, ProcessesStopped, ProcessesStopping, emit
+from worker.observe.events import (
+    ProcessDied,
+    ProcessesStarting,
+    ProcessesStopped,
+    ProcessesStopping,
+    ProcessRefused,
+    emit,
+)
 from worker.settings import Settings
 from worker.supervise.backoff import Backoff
 from worker.supervise.child import Child, Ended
@@ -18,6 +25,7 @@ from worker.supervise.lifeline import Order
 from worker.upkeep.loop import sleep_unless
 
 _PATIENCE: Final = timedelta(seconds=10)  # beyond the grace, after which a worker ends itself
+_TO_RENEW: Final = timedelta(seconds=1)
 
 
 def command(words: Sequence[str]) -> list[str]:
@@ -34,13 +42,18 @@ class Parent:
         settings: of the workers.
         command: what a process runs.
         burst: whether a process that ends with 0 has done its work.
+        renewable: whether a process that refused to start waits for `renew`, instead of ending them all.
 
     """
 
-    def __init__(self, settings: Settings, command: Sequence[str], *, burst: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, command: Sequence[str], *, burst: bool = False, renewable: bool = False
+    ) -> None:
         self._settings = settings
         self._command = command
         self._burst = burst
+        self._renewable = renewable
+        self._news = asyncio.Event()
         self._children: set[Child] = set()
         self._rescues: set[asyncio.Task[None]] = set()
         self._first_is_settled = asyncio.Event()
@@ -63,6 +76,14 @@ class Parent:
         emit(ProcessesStopped())
         return self._code
 
+    def renew(self) -> None:
+        """Have other processes take the place of all these: what runs has a second, then it runs there again."""
+        for child in self._children:
+            child.renewed = True
+        self._order(Order.STOP)
+        asyncio.get_running_loop().call_later(_TO_RENEW.total_seconds(), self._hurry, set(self._children))
+        self._tell()
+
     async def _keep(self, number: int, of: int) -> None:
         """Keep one process running."""
         backoff = Backoff()
@@ -72,6 +93,12 @@ class Parent:
             child = await Child.start(self._command, number, of, self._has_begun)
             ended = await self._until_ended(child)
             self._first_is_settled.set()
+            if child.renewed and not self._stopping.is_set():
+                continue
+            if ended.refused and self._renewable:
+                emit(ProcessRefused(process=number))
+                await self._news.wait()
+                continue
             if self._is_done(ended):
                 return
             wait = backoff.after(ended.lived)
@@ -81,7 +108,7 @@ class Parent:
                 rescue = asyncio.create_task(give_back(self._settings, child.pid, ended.workers, ended.how))
                 self._rescues.add(rescue)
                 rescue.add_done_callback(self._rescues.discard)
-            await sleep_unless(self._stopping, wait)
+            await sleep_unless(self._news, wait)
 
     async def _until_ended(self, child: Child) -> Ended:
         self._children.add(child)
@@ -110,7 +137,7 @@ class Parent:
 
     def _received(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
-            self._order(Order.HURRY)
+            self._hurry(self._children)
         else:
             self._stop(number.name)
 
@@ -119,10 +146,20 @@ class Parent:
             return
         emit(ProcessesStopping(reason=reason, processes=len(self._children)))
         self._stopping.set()
+        self._tell()
         self._first_is_settled.set()
         self._order(Order.STOP)
         limit = self._settings.worker.grace + _PATIENCE
         asyncio.get_running_loop().call_later(limit.total_seconds(), self._kill)
+
+    def _tell(self) -> None:
+        """Whoever waits, waits no longer."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _hurry(self, children: set[Child]) -> None:
+        for child in children & self._children:
+            child.order(Order.HURRY)
 
     def _order(self, order: Order) -> None:
         for child in self._children:

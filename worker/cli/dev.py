@@ -1,0 +1,88 @@
+"""`exarq dev`: servers that keep their data in the project, and a worker that starts anew when the code changes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from worker.addresses import database_url, redis_url
+from worker.cli.output import note, print_facts
+from worker.cli.run import embedded, started_servers
+from worker.core.errors import EmbeddedServerError, SettingsError
+from worker.embedded import attach
+from worker.embedded.account import server_account
+from worker.embedded.kept import NAME, Kept, keep
+from worker.observe.logs import configure
+from worker.settings import Settings, load_settings
+from worker.settings.values import masked
+from worker.supervise.parent import Parent, command
+
+
+def run_dev() -> None:
+    """Run until Ctrl-C or SIGTERM.
+
+    Raises: `EmbeddedServerError` when other servers run here already.
+    """
+    if find_spec("watchfiles") is None:
+        raise SettingsError("exarq dev needs its extra; install exarq[dev]")
+    settings = load_settings()
+    configure(settings.log.level, settings.log.format)
+    key = settings.settings_key()
+    project = key.parent if key.is_file() else key
+    with keep(project) as kept, _servers(settings, kept):
+        print_facts(_addresses(settings, kept))
+        code = asyncio.run(_work(settings, project))
+    sys.exit(code)
+
+
+@contextmanager
+def _servers(settings: Settings, kept: Kept) -> Iterator[None]:
+    if not embedded(settings):
+        yield
+        return
+    if attach.find(str(settings.settings_key())) is not None:
+        raise EmbeddedServerError("another command runs embedded servers here; stop it, then start `exarq dev` again")
+    with started_servers(settings, kept):
+        yield
+
+
+async def _work(settings: Settings, project: Path) -> int:
+    parent = Parent(settings, command(["run"]), renewable=True)
+    watching = asyncio.create_task(_watch(project, parent))
+    try:
+        return await parent.run()
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _watch(project: Path, parent: Parent) -> None:
+    from watchfiles import PythonFilter, awatch
+
+    class Code(PythonFilter):
+        ignore_dirs = (*PythonFilter.ignore_dirs, NAME)
+
+    code = Code(extra_extensions=(".toml",))
+    async for changes in awatch(project, watch_filter=code, ignore_permission_denied=True):
+        changed = sorted({Path(path).name for _, path in changes})
+        note(f"{', '.join(changed[:3])}{' …' if len(changed) > 3 else ''} changed; the worker starts anew")
+        parent.renew()
+
+
+def _addresses(settings: Settings, kept: Kept) -> dict[str, str]:
+    database, redis = database_url(settings), redis_url(settings)
+    facts = {"PostgreSQL": masked(database), "Redis": masked(redis)}
+    wanted = embedded(settings)
+    if "PostgreSQL" in wanted:
+        (host,) = parse_qs(urlsplit(database).query)["host"]
+        facts["psql"] = f"psql -h {host} -U postgres postgres"
+    if "Redis" in wanted:
+        facts["redis-cli"] = f"redis-cli -s {urlsplit(redis).path}"
+    if wanted:
+        facts["data"] = str(kept.place(server_account()))
+    return facts
