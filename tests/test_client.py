@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.broker.listeners import listening
 from tests.support import a_job, row, state, until
-from worker.broker.cancels import CancelAsked
+from worker.broker.messages import CancelAsked, Cancelled
 from worker.client import Client
 from worker.db import reads
 from worker.db.ids import uuid7
@@ -28,9 +28,9 @@ async def test_a_client_cancels_in_a_transaction_of_its_own_and_its_worker_is_to
         async with Client(settings) as client:
             answers = [await client.cancel(job) for job in (waits, runs, uuid7())]
             flagged = (await row(engine, runs)).cancel_requested
-        await until(lambda: told, "the worker is told")
+        await until(lambda: len(told) == 2, "the workers are told")
 
     assert [answer.outcome for answer in answers] == ["cancelled", "requested", "unknown"]
     assert await state(engine, waits) == "cancelled"
     assert flagged
-    assert told == [CancelAsked(runs, worker, installation)]
+    assert told == [Cancelled(waits, installation), CancelAsked(runs, worker, installation)]

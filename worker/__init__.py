@@ -17,10 +17,14 @@ if TYPE_CHECKING:
         DuplicateJob,
         EmbeddedServerError,
         ExarqError,
+        JobCancelled,
+        JobFailed,
         ModuleNotLoaded,
+        NotCommitted,
         NotStorable,
         ReadOnlyJob,
         ResultInvalid,
+        ResultTimeout,
         SchemaNotMigrated,
         SettingsError,
         TooLarge,
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from worker.flow.call import Call
     from worker.flow.cancel import Cancellation, cancel
     from worker.flow.enqueue import enqueue, enqueue_many
-    from worker.flow.handle import Handle
+    from worker.flow.handle import Handle, handle_of
     from worker.flow.job import job
     from worker.flow.publish import Publisher, flush_hints
     from worker.flow.retry import Retrial, retry
@@ -54,12 +58,16 @@ __all__ = [
     "ExarqError",
     "Fail",
     "Handle",
+    "JobCancelled",
     "JobContext",
+    "JobFailed",
     "ModuleNotLoaded",
+    "NotCommitted",
     "NotStorable",
     "Publisher",
     "ReadOnlyJob",
     "ResultInvalid",
+    "ResultTimeout",
     "Retrial",
     "Retry",
     "SchemaNotMigrated",
@@ -76,6 +84,7 @@ __all__ = [
     "enqueue",
     "enqueue_many",
     "flush_hints",
+    "handle_of",
     "job",
     "load_settings",
     "retry",
@@ -88,7 +97,7 @@ _HOMES = {
     **dict.fromkeys(("Cancellation", "cancel"), "worker.flow.cancel"),
     "Call": "worker.flow.call",
     **dict.fromkeys(("enqueue", "enqueue_many"), "worker.flow.enqueue"),
-    "Handle": "worker.flow.handle",
+    **dict.fromkeys(("Handle", "handle_of"), "worker.flow.handle"),
     "job": "worker.flow.job",
     **dict.fromkeys(("Publisher", "flush_hints"), "worker.flow.publish"),
     **dict.fromkeys(("Retrial", "retry"), "worker.flow.retry"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from worker.addresses import database_url
 from worker.db.engine import through
 from worker.flow.cancel import Cancellation, cancel
+from worker.flow.handle import Handle, handle_of
 from worker.flow.publish import Publisher
 from worker.flow.retry import Retrial, retry
 from worker.settings import Settings, load_settings
@@ -74,6 +75,15 @@ class Client:
         """
         async with self.sessions.begin() as session:
             return await retry(session, job_id)
+
+    def handle(self, job_id: UUID) -> Handle[Any]:
+        """The handle of a job that is known by its id only: `await client.handle(id).result(timeout=30)`.
+
+        Args:
+            job_id: the job's id, as the `Handle` of whoever enqueued it has it.
+
+        """
+        return handle_of(self.sessions(), job_id)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

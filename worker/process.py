@@ -25,7 +25,7 @@ from worker.core.registry import Definition, Registry, default_registry, load_mo
 from worker.core.watch import Watch
 from worker.flow.availability import Availability
 from worker.flow.claim import Claimer
-from worker.flow.complete import publish_waiting
+from worker.flow.complete import publish_moved
 from worker.flow.pump import Pump
 from worker.flow.work import Work
 from worker.hooks import Hooks
@@ -214,7 +214,7 @@ class Worker(arq.worker.Worker):
             Watch(worker.lease, longest_gap=max(worker.sweep * 1.5, worker.lease / 3)),
             sweep=worker.sweep,
             max_crashes=self._settings.jobs.max_crashes,
-            moved=lambda moved: _soon(loop, partial(publish_waiting, work, moved)),
+            moved=lambda moved: _soon(loop, partial(publish_moved, work, moved)),
         )
 
         def make_engine() -> AsyncEngine:

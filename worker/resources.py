@@ -24,6 +24,7 @@ from worker.db.session import make_sessions
 from worker.db.unreachable import database_errors
 from worker.db.user_sessions import UserSessions
 from worker.flow import complete
+from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings, Run
 from worker.flow.publish import Publisher
@@ -81,6 +82,7 @@ async def open_work(
             publisher=publisher,
             holdings=holdings,
             flusher=flusher,
+            awaited=Awaited(publisher.publish),
             counts=Counts(),
             context=context,
         )

@@ -1,4 +1,4 @@
-"""Who listens for cancel requests, and what is heard."""
+"""Who listens as the workers do, and what is heard."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from uuid import UUID
 from arq.connections import ArqRedis
 
 from tests.support import until
-from worker.broker import cancels
-from worker.broker.cancels import CancelAsked
-from worker.broker.keys import cancel_channel
+from worker.broker import messages
+from worker.broker.keys import workers_channel
+from worker.broker.messages import ToWorkers
 
 SECOND = timedelta(seconds=1)
 
 
 @asynccontextmanager
-async def listening(redis: ArqRedis, installation: UUID) -> AsyncIterator[list[CancelAsked]]:
+async def listening(redis: ArqRedis, installation: UUID) -> AsyncIterator[list[ToWorkers]]:
     """What is heard while the block lasts, from the first moment on."""
-    told: list[CancelAsked] = []
+    told: list[ToWorkers] = []
 
     async def listen() -> None:
-        async with aclosing(cancels.heard(redis, installation, timeout=SECOND)) as messages:
-            async for message in messages:
+        async with aclosing(messages.told_to_workers(redis, installation, timeout=SECOND)) as heard:
+            async for message in heard:
                 told.append(message)  # noqa: PERF401 — the test looks on meanwhile
 
     task = asyncio.create_task(listen())
@@ -38,5 +38,5 @@ async def listening(redis: ArqRedis, installation: UUID) -> AsyncIterator[list[C
 
 
 async def listeners(redis: ArqRedis, installation: UUID) -> int:
-    ((_, count),) = await redis.pubsub_numsub(cancel_channel(installation))
+    ((_, count),) = await redis.pubsub_numsub(workers_channel(installation))
     return int(count)

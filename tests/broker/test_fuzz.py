@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from tests.life import jobs_for_tests as jobs
 from tests.support import a_worker, state, until
 from worker.broker.hints import Hint, Owner, owner_of, parse_id
-from worker.broker.keys import PAYLOAD_PREFIX, cancel_channel, queue_key, wake_key
+from worker.broker.keys import PAYLOAD_PREFIX, queue_key, wake_key, workers_channel
 from worker.process import Worker
 from worker.settings import Settings
 
@@ -98,7 +98,7 @@ async def put(redis: ArqRedis, member: bytes, score: float, payload: bytes | Non
 
 @settings(derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(found=st.lists(entries, min_size=1, max_size=12), said=st.lists(st.binary(max_size=90), max_size=3))
-@example(found=[(b"far", 9e16, None, "string")], said=[b"x y", b"\xff" * 1_000, (f"{HERE} {HERE}").encode()])
+@example(found=[(b"far", 9e16, None, "string")], said=[b"x y", b"\xff" * 1_000, (f"cancel {HERE} {HERE}").encode()])
 @example(found=[(str(number).encode(), number, None, "string") for number in range(300)], said=[])
 @example(found=[(str(HERE).encode(), 0.0, pickle.dumps({"x": str(HERE)}), "string")], said=[])
 async def test_garbage_in_the_queue_and_beside_it_and_on_the_channel_costs_the_next_job_nothing(
@@ -114,7 +114,7 @@ async def test_garbage_in_the_queue_and_beside_it_and_on_the_channel_costs_the_n
     for entry in found:
         await put(redis, *entry)
     for message in said:
-        await redis.publish(cancel_channel(installation), message)
+        await redis.publish(workers_channel(installation), message)
 
     await the_next_job_runs(engine, sessions, worker)
 

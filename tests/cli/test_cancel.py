@@ -14,7 +14,7 @@ from tests.broker.listeners import listening
 from tests.cancelling import installation_of
 from tests.cli.conftest import Command
 from tests.support import a_job, row, state, until
-from worker.broker.cancels import CancelAsked
+from worker.broker.messages import CancelAsked
 from worker.db.ids import uuid7
 
 pytestmark = pytest.mark.leaves_running

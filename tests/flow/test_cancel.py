@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from tests.broker.listeners import listening
 from tests.flow.helpers import NAME, a_work_with, run_job
 from tests.support import a_job, a_work, heard, hints, payload_ids, row, state, until
-from worker.broker.cancels import CancelAsked, tell
 from worker.broker.connection import connect
+from worker.broker.messages import CancelAsked, Cancelled, ToWorkers, tell
 from worker.core.context import JobContext
 from worker.core.errors import SchemaNotMigrated
 from worker.core.states import FINAL, JobState
@@ -132,7 +132,7 @@ async def test_the_worker_is_told_with_the_commit_and_not_before(
     assert (await row(engine, job)).cancel_requested
 
 
-async def test_nobody_is_told_of_what_was_rolled_back_or_does_not_run(
+async def test_nobody_is_told_of_what_was_rolled_back_and_of_what_does_not_run_only_that_it_has_ended(
     engine: AsyncEngine, sessions: Sessions, redis: ArqRedis, installation: UUID
 ) -> None:
     (runs, _), waits, ended = await a_running_job(engine), await a_job(engine), await a_job(engine, state="failed")
@@ -149,7 +149,7 @@ async def test_nobody_is_told_of_what_was_rolled_back_or_does_not_run(
             await session.commit()
         seen = await _told_so_far(redis, installation, told)
 
-    assert seen == []
+    assert seen == [Cancelled(waits, installation)]
     assert not (await row(engine, runs)).cancel_requested
 
 
@@ -215,7 +215,7 @@ async def test_a_user_who_may_not_have_the_channel_publishes_hints_all_the_same(
     assert not [event for event in events if isinstance(event, PublishFailed)]
 
 
-async def _told_so_far(redis: ArqRedis, installation: UUID, told: list[CancelAsked]) -> list[Any]:
+async def _told_so_far(redis: ArqRedis, installation: UUID, told: list[ToWorkers]) -> list[Any]:
     """What was heard before a message that is told now; that one is taken away again."""
     mark = CancelAsked(uuid4(), uuid4(), installation)
     await tell(redis, [mark])

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 import worker
 from tests.life import jobs_for_tests as jobs
 from tests.support import a_worker, until
-from worker.broker.keys import PAYLOAD_PREFIX, cancel_channel, queue_key, wake_key
+from worker.broker.keys import PAYLOAD_PREFIX, queue_key, wake_key, workers_channel
 from worker.core.context import JobContext
 from worker.flow.job import JobFunction
 from worker.settings import Settings
@@ -99,7 +99,7 @@ async def test_a_pickle_anywhere_in_redis_is_never_loaded(
     await redis.zadd(queue_key("default"), {bomb("member"): 1})
     await redis.lpush(wake_key("default"), bomb("wake"))  # type: ignore[misc]  # redis-py 5 types it as sync or async
     async with a_worker(settings, registry):
-        await redis.publish(cancel_channel(installation), bomb("cancel"))
+        await redis.publish(workers_channel(installation), bomb("cancel"))
         await until(lambda: _all_succeeded(engine), "both jobs run")
 
     assert exploded == []

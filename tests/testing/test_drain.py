@@ -339,3 +339,11 @@ async def test_a_client_raises_what_a_committed_job_raises(exarq_client: Client)
         await drain(exarq_client)
 
     assert await notes(exarq_client.engine) == []
+
+
+async def test_the_result_of_a_drained_job_is_there_without_a_redis(exarq_client: Client) -> None:
+    async with exarq_client.sessions.begin() as session:
+        handle = await nothing.enqueue(session)
+    await drain(exarq_client)
+
+    assert [await handle.result(timeout=0), await handle.result()] == [1, 1]

@@ -23,7 +23,7 @@ from collections.abc import Coroutine
 from typing import Any, assert_type
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from worker import Cancellation, Handle, JobContext, cancel, enqueue, enqueue_many, job
+from worker import Cancellation, Handle, JobContext, cancel, enqueue, enqueue_many, handle_of, job
 from worker import enqeue  # refused: has no attribute "enqeue"
 
 @job
@@ -53,20 +53,25 @@ async def loose(ctx: JobContext) -> None: ...
 async def odd(ctx: JobContext) -> None: ...
 
 async def wanted(session: AsyncSession, ctx: JobContext) -> None:
-    assert_type(await charge.enqueue(session, 7), Handle)
-    assert_type(await charge.enqueue(session, invoice_id=7, memo="x"), Handle)
-    assert_type(await deliver.enqueue(session, "u", tries=1), Handle)
-    assert_type(await charge.options(delay=60, queue="q").enqueue(session, 7, "x"), Handle)
-    assert_type(await enqueue_many(session, [charge.call(7), deliver.options(delay=1).call("u", tries=1)]), list[Handle])
-    assert_type(await enqueue(session, "shop.charge", {"invoice_id": 7}), Handle)
+    assert_type(await charge.enqueue(session, 7), Handle[list[str]])
+    assert_type(await charge.enqueue(session, invoice_id=7, memo="x"), Handle[list[str]])
+    assert_type(await deliver.enqueue(session, "u", tries=1), Handle[float])
+    assert_type(await charge.options(delay=60, queue="q").enqueue(session, 7, "x"), Handle[list[str]])
+    assert_type(await enqueue_many(session, [charge.call(7), deliver.options(delay=1).call("u", tries=1)]), list[Handle[Any]])
+    assert_type(await enqueue(session, "shop.charge", {"invoice_id": 7}), Handle[Any])
     assert_type(await cancel(session, (await charge.enqueue(session, 7)).id), Cancellation)
+    handle = await charge.enqueue(session, 7)
+    assert_type(await handle.result(timeout=30), list[str])
+    assert_type(handle_of(session, handle.id, charge), Handle[list[str]])
+    assert_type(handle_of(session, handle.id), Handle[Any])
+    bare: Handle = handle
     assert_type(await charge(session, 7), list[str])
     assert_type(await deliver(ctx, "u", tries=2), float)
     coroutine: Coroutine[Any, Any, list[str]] = charge(session, 7)
     await coroutine
-    assert_type(await close_month.enqueue(session, month="2026-10"), Handle)
-    assert_type(await add_up.options(delay=60).enqueue(session, [7]), Handle)
-    assert_type(await enqueue_many(session, [close_month.call("2026-10", force=True)]), list[Handle])
+    assert_type(await close_month.enqueue(session, month="2026-10"), Handle[dict[str, int]])
+    assert_type(await add_up.options(delay=60).enqueue(session, [7]), Handle[int])
+    assert_type(await enqueue_many(session, [close_month.call("2026-10", force=True)]), list[Handle[Any]])
 
 def plain_script(session: Session) -> None:
     assert_type(close_month(session, "2026-10"), dict[str, int])
@@ -95,6 +100,7 @@ async def refused(session: AsyncSession, ctx: JobContext) -> None:
     await charge(session, 7, surplus=1)  # refused: Unexpected keyword argument "surplus"
     await charge(ctx, 7)  # refused: expected "AsyncSession"
     await deliver(session, "u", tries=1)  # refused: expected "JobContext"
+    number: int = await (await charge.enqueue(session, 7)).result()  # refused: expression has type "list[str]"
     text: str = await charge(session, 7)  # refused: expression has type "list[str]"
     await close_month.enqueue(session, 7)  # refused: incompatible type "int"; expected "str"
     await close_month.enqueue(session)  # refused: month

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.broker.listeners import listeners
-from tests.broker.test_cancels import GARBAGE
+from tests.broker.test_messages import GARBAGE
 from tests.cancelling import (
     Sessions,
     advisory_locks,
@@ -30,9 +30,9 @@ from tests.cancelling import (
 )
 from tests.flow.helpers import NAME, claimed, note, notes, registry_of, start
 from tests.support import a_job, a_work, a_worker, heard, row, state, until
-from worker.broker import cancels
-from worker.broker.cancels import CancelAsked, tell
-from worker.broker.keys import cancel_channel
+from worker.broker import messages
+from worker.broker.keys import workers_channel
+from worker.broker.messages import CancelAsked, tell
 from worker.db import reads
 from worker.flow.availability import Availability
 from worker.observe.events import RunCancelled, StepFailed
@@ -181,7 +181,7 @@ async def test_what_postgresql_does_not_say_ends_nothing_however_often_it_is_tol
         worker_id = (await row(engine, other)).worker_id
 
         for data in GARBAGE:
-            await redis.publish(cancel_channel(installation), data)
+            await redis.publish(workers_channel(installation), data)
         await tell(redis, [CancelAsked(job, worker_id, installation) for job in (other, wanted, uuid4())] * 5)
         await tell(redis, [CancelAsked(other, uuid4(), installation)])
         await ask(sessions, wanted)
@@ -251,7 +251,7 @@ async def test_while_postgresql_does_not_answer_the_worker_listens_on(
 async def test_a_stopped_worker_listens_no_longer(
     redis: ArqRedis, seldom: Settings, installation: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cancels, "_QUIET", timedelta(seconds=1000))
+    monkeypatch.setattr(messages, "_QUIET", timedelta(seconds=1000))
     monkeypatch.setattr("worker.process._ended", asyncio.wait)  # without the limit after which it cancels by force
 
     async with a_worker(seldom, waiting()):

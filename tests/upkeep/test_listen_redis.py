@@ -13,7 +13,7 @@ from tests.cancelling import Sessions, are, ask, failures, flag, holds, waiting,
 from tests.flow.helpers import NAME, notes
 from tests.proxy import redis_proxy
 from tests.support import a_job, a_worker, heard, row, until
-from worker.broker.cancels import CancelAsked, tell
+from worker.broker.messages import CancelAsked, tell
 from worker.embedded import servers as embedded
 from worker.observe.events import RedisAway, RedisBack
 from worker.settings import Settings

@@ -20,7 +20,7 @@ from tests.proxy import postgres_proxy
 from tests.support import a_job, a_work, a_worker, attempts, heard, row, state, until
 from worker.core.watch import Watch
 from worker.db import workers as worker_rows
-from worker.flow.complete import publish_waiting
+from worker.flow.complete import publish_moved
 from worker.observe.events import StepFailed, WorkerRenewed, WorkerRescued
 from worker.settings import Settings
 from worker.upkeep.rescue import Rescuer
@@ -257,7 +257,7 @@ def _rescuer(work: Any, watch: Watch) -> Rescuer:
         watch,
         sweep=work.settings.worker.sweep,
         max_crashes=work.settings.jobs.max_crashes,
-        moved=lambda moved: publish_waiting(work, moved),
+        moved=lambda moved: publish_moved(work, moved),
     )
 
 

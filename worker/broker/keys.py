@@ -32,6 +32,11 @@ def wake_key(queue: str) -> str:
     return f"exarq:wake:{queue}"
 
 
-def cancel_channel(installation: UUID) -> str:
-    """The channel on which the workers of an installation are told that somebody asked to cancel a running job."""
-    return f"exarq:cancel:{installation}"
+def workers_channel(installation: UUID) -> str:
+    """The channel on which the workers of an installation are told who is to be cancelled, and who is waited for."""
+    return f"exarq:workers:{installation}"
+
+
+def ended_channel(waiter_id: UUID) -> str:
+    """The channel on which one waiter is told which of its jobs have ended."""
+    return f"exarq:ended:{waiter_id}"

@@ -128,3 +128,62 @@ class TransactionAborted(ExarqError):
 
 class ResultInvalid(ExarqError):
     """Raised when a stored result does not fit the job's return annotation, as after a change of its code."""
+
+
+class NotCommitted(ExarqError):
+    """Raised when a result is asked for inside the transaction that enqueued its job: it would wait for itself."""
+
+    def __init__(self, job_id: UUID, name: str) -> None:
+        super().__init__(f"{name} {job_id}: the transaction that enqueued it goes on; commit it before you ask")
+
+
+class JobFailed(ExarqError):
+    """Raised when a result is asked for of a job that has failed.
+
+    Args:
+        job_id: the job's id.
+        name: the name of its definition.
+        kind: the type of its last error, kept as `type`; empty where it failed by none of its own, as when its
+            workers died.
+        message: what that error, or the worker, said.
+        traceback: the traceback of its last attempt as text; empty where there is none.
+
+    """
+
+    def __init__(self, job_id: UUID, name: str, kind: str, message: str, traceback: str) -> None:
+        super().__init__(job_id, name, kind, message, traceback)
+        self.job_id, self.name, self.type, self.message, self.traceback = job_id, name, kind, message, traceback
+
+    def __str__(self) -> str:
+        said = ": ".join(part for part in (self.type, self.message) if part)
+        return f"{self.name} {self.job_id} has failed: {said}"
+
+
+class JobCancelled(ExarqError):
+    """Raised when a result is asked for of a job that was cancelled, with the reason."""
+
+    def __init__(self, job_id: UUID, name: str, reason: str) -> None:
+        super().__init__(job_id, name, reason)
+        self.job_id, self.name, self.reason = job_id, name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.job_id} was cancelled" + (f": {self.reason}" if self.reason else "")
+
+
+class ResultTimeout(ExarqError, TimeoutError):
+    """Raised when a job has not ended within the time that its result was waited for; it goes on.
+
+    Args:
+        job_id: the job's id.
+        name: the name of its definition; empty where only the id was known, and there is no such job.
+        seconds: how long it was waited for.
+        now: where the job stands now.
+
+    """
+
+    def __init__(self, job_id: UUID, name: str, seconds: float, now: str) -> None:
+        super().__init__(job_id, name, seconds, now)
+        self.job_id, self.name, self.seconds, self.now = job_id, name, seconds, now
+
+    def __str__(self) -> str:
+        return f"{f'{self.name} {self.job_id}'.strip()}: no result within {self.seconds:g} s; {self.now}"

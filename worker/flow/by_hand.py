@@ -10,12 +10,12 @@ from uuid import UUID
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.broker.cancels import CancelAsked
 from worker.core.states import FINAL, JobState
 from worker.db import people, reads
 from worker.db.failures import is_contention
 from worker.db.people import Deletion, Wanted
 from worker.db.transitions import CancelRequest
+from worker.flow.cancel import message_of
 from worker.flow.holdings import Because
 from worker.flow.publish import Publishable, Publisher
 from worker.flow.retry import came_to, hint_of
@@ -81,11 +81,8 @@ async def _move(
         done = [_unless_changed(CameTo(one.job_id, *came_to(one)), one.stood, states) for one in again]
     elif verb == "cancel":
         asked = await people.request_cancel_many(connection, ids, Because.CANCEL_REQUESTED, states=states)
-        to_publish += [
-            CancelAsked(id_, request.worker_id, request.installation)
-            for id_, request, wanted in asked
-            if wanted and request.stood is JobState.RUNNING and request.worker_id is not None
-        ]
+        messages = [message_of(id_, request) for id_, request, wanted in asked if wanted]
+        to_publish += [message for message in messages if message is not None]
         done = [_unless_changed(_asked(id_, request), request.stood, states) for id_, request, _ in asked]
     else:
         deletions = await people.delete_many(connection, ids, states=states)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 
@@ -12,6 +12,7 @@ from worker.core.options import Rules
 from worker.core.outcome import ErrorText
 from worker.core.priority import DEFAULT_PRIORITY, as_priority
 from worker.core.retry import LONGEST_DELAY, as_delay, is_near
+from worker.core.signature import Signature
 
 Scope: TypeAlias = Literal["until_started", "until_done"]
 OnConflict: TypeAlias = Literal["skip", "replace", "raise"]
@@ -69,6 +70,7 @@ class Call:
     priority: int = DEFAULT_PRIORITY
     expires: timedelta | datetime | None = None
     unique: Unique | None = None
+    signature: Signature | None = field(default=None, repr=False, compare=False)
 
     @property
     def plain(self) -> bool:

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from worker.broker.cancels import CancelAsked
+from worker.broker.messages import CancelAsked, Cancelled
 from worker.core.states import JobState
 from worker.db import transitions
 from worker.db.failures import schema_needed
@@ -58,10 +58,18 @@ def _cancel(session: Session, destination: Destination, job_id: UUID) -> Cancell
     connection = session.connection(bind_arguments={"mapper": Job})
     with schema_needed():
         request = transitions.request_cancel(connection, job_id, Because.CANCEL_REQUESTED)
-    if request is not None and request.stood is JobState.RUNNING and request.worker_id is not None:
-        asked = CancelAsked(job_id, request.worker_id, request.installation)
-        publish_after_commit(session, connection, destination, [asked])
+    if request is not None and (message := message_of(job_id, request)) is not None:
+        publish_after_commit(session, connection, destination, [message])
     return _came_to(job_id, request)
+
+
+def message_of(job_id: UUID, request: CancelRequest) -> CancelAsked | Cancelled | None:
+    """What the workers are told once the request is committed; None where nothing came of it."""
+    if request.stood is JobState.QUEUED:
+        return Cancelled(job_id, request.installation)
+    if request.stood is JobState.RUNNING and request.worker_id is not None:
+        return CancelAsked(job_id, request.worker_id, request.installation)
+    return None
 
 
 def _came_to(job_id: UUID, request: CancelRequest | None) -> Cancellation:

@@ -26,7 +26,7 @@ from worker.core.outcome import (
     outcome_of,
 )
 from worker.core.retry import RetryPolicy
-from worker.core.states import JobState
+from worker.core.states import FINAL, JobState
 from worker.db import reads, transitions
 from worker.db.failures import is_away, sqlstate_of
 from worker.db.send import until_answered
@@ -74,6 +74,7 @@ def succeeded(work: Work, run: Run) -> None:
     """The success is committed."""
     work.holdings.let_go(run.claimed.held)
     work.counts.succeeded += 1
+    work.awaited.ended(run.claimed.held.job_id)
     _tell(run, "succeeded", None)
 
 
@@ -118,7 +119,7 @@ async def end(work: Work, run: Run, outcome: Outcome) -> None:
     work.holdings.let_go(held)
     error = _count(work, outcome)
     _tell(run, moved.ending, error)
-    publish_waiting(work, [moved])
+    publish_moved(work, [moved])
 
 
 async def _move(connection: AsyncConnection, *, run: Run, outcome: Outcome) -> Moved | None:
@@ -169,13 +170,16 @@ def outcome_of_error(work: Work, run: Run, error: BaseException) -> Outcome:
     return outcome_of(error, policy, claimed.failures, random.random, transient=uncounted)
 
 
-def publish_waiting(work: Work, moved: Sequence[Moved]) -> None:
-    """Publish those that wait again and are due soon; reconcile brings the others when their time comes."""
+def publish_moved(work: Work, moved: Sequence[Moved]) -> None:
+    """Publish those that wait again and are due soon, for reconcile does the others; tell who waits for the ended."""
     work.publisher.publish(
         work.hint(job.job_id, job.name, job.queue, job.wait.total_seconds(), job.enqueued_at, job.priority)
         for job in moved
         if job.state is JobState.QUEUED and job.wait <= HORIZON
     )
+    for job in moved:
+        if job.state in FINAL:
+            work.awaited.ended(job.job_id)
 
 
 def _count(work: Work, outcome: Outcome) -> str | None:

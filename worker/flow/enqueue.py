@@ -22,7 +22,7 @@ from worker.db.statements.enqueue import ENQUEUE
 from worker.flow import unique
 from worker.flow.after_commit import Destination, destination_of, publish_after_commit
 from worker.flow.call import Call, EnqueueOptions, template
-from worker.flow.handle import Handle
+from worker.flow.handle import Handle, Origin
 
 __all__ = ["Call", "call_by_name", "enqueue", "enqueue_many"]
 
@@ -53,7 +53,9 @@ def call_by_name(name: str, args: Mapping[str, Any], **options: Unpack[EnqueueOp
     """The enqueue to be of a job known by its name only; raises what `enqueue` raises for its arguments."""
     known = default_registry.get(name) if name in default_registry else None
     call = template(name, known.rules if known else Rules(), options)
-    return replace(call, args=known.signature.bind_mapping(args) if known else encode_plain(args))
+    if known is None:
+        return replace(call, args=encode_plain(args))
+    return replace(call, args=known.signature.bind_mapping(args), signature=known.signature)
 
 
 async def enqueue_many(session: AsyncSession, calls: Iterable[Call]) -> list[Handle]:
@@ -87,7 +89,8 @@ def _insert(session: Session, destination: Destination, calls: Sequence[Call]) -
     with schema_needed():
         handles, hints = insert(connection, calls)
     publish_after_commit(session, connection, destination, hints)
-    return handles
+    origin = Origin.of(connection, destination)
+    return [handle.since(origin, call.signature) for handle, call in zip(handles, calls, strict=True)]
 
 
 def _insert_plain(connection: Connection, calls: Sequence[Call]) -> tuple[list[Handle], list[Hint]]:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from worker.core.context import JobContext
 from worker.core.options import JobOptions
 from worker.core.registry import Definition, define
+from worker.core.signature import Signature
 from worker.flow.call import Call, EnqueueOptions, template
 from worker.flow.enqueue import enqueue_many
 from worker.flow.handle import Handle
@@ -24,18 +25,18 @@ Async = TypeVar("Async", bound=AsyncSession | JobContext)
 Sync = TypeVar("Sync", bound=Session)
 
 
-class Options(Generic[P]):
+class Options(Generic[P, R]):
     """The options of one enqueue; made by `fn.options(…)`."""
 
-    def __init__(self, bind: Callable[P, str], template: Call) -> None:
-        self._bind = bind
+    def __init__(self, signature: Signature, template: Call) -> None:
+        self._signature = signature
         self._template = template
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
         """The enqueue to be, for `enqueue_many`; raises what `enqueue` raises for its arguments."""
-        return replace(self._template, args=self._bind(*args, **kwargs))
+        return replace(self._template, args=self._signature.bind(*args, **kwargs), signature=self._signature)
 
-    async def enqueue(self, session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Handle:
+    async def enqueue(self, session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Write the job's row in the session's transaction: it will run if, and only if, that commits.
 
         Args:
@@ -61,14 +62,14 @@ class JobFunction(Definition[First, P, R]):
         """The enqueue to be, for `enqueue_many`; raises what `enqueue` raises for its arguments."""
         return self.options().call(*args, **kwargs)
 
-    async def enqueue(self, session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Handle:
+    async def enqueue(self, session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Write the job's row in the session's transaction: it will run if, and only if, that commits.
 
         Args, raises: as `Options.enqueue`.
         """
         return await self.options().enqueue(session, *args, **kwargs)
 
-    def options(self, **options: Unpack[EnqueueOptions]) -> Options[P]:
+    def options(self, **options: Unpack[EnqueueOptions]) -> Options[P, R]:
         """How one enqueue differs from the definition.
 
         Args:
@@ -79,7 +80,7 @@ class JobFunction(Definition[First, P, R]):
             ArgumentsInvalid: an option's value cannot be used, or not beside another; the message says what can.
 
         """
-        return Options(self.signature.bind, template(self.name, self.rules, options))
+        return Options(self.signature, template(self.name, self.rules, options))
 
 
 class SyncJobFunction(JobFunction[First, P, R]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final, TypeAlias
 from weakref import WeakKeyDictionary
@@ -13,28 +14,30 @@ from arq.connections import ArqRedis
 from redis.exceptions import ResponseError
 
 from worker.addresses import redis_url
-from worker.broker import cancels, scripts
-from worker.broker.cancels import CancelAsked
+from worker.broker import messages, scripts
 from worker.broker.connection import UNREACHABLE, connect
 from worker.broker.hints import Hint
+from worker.broker.messages import CancelAsked, EndAwaited, Message
+from worker.flow.waiting import Waiting
 from worker.observe.events import CancelNotTold, PublishFailed, emit
 from worker.settings import Settings, load_settings
 
 PUBLISHER: Final = "exarq.publisher"
 """The key of a session's `info` under which it finds its publisher."""
 
-Publishable: TypeAlias = Hint | CancelAsked
+Publishable: TypeAlias = Hint | Message
 """What leaves for Redis after a commit; PostgreSQL has said the same before."""
 
 _BUFFER_LIMIT: Final = 100_000
 _BATCH: Final = 1_000
 _SILENCE: Final = timedelta(seconds=5)
+_ANNOUNCE_LIMIT: Final = timedelta(milliseconds=50)
 
 
 class Publisher:
     """Sends hints in the background: losing one costs a delay until reconcile finds the job, never the job.
 
-    So do the messages that somebody asked to cancel a job: a worker finds with its next beat what it was not told.
+    So do messages: a worker finds with its next beat what it was not told, a waiter with its next look.
 
     Bind it once: `async_sessionmaker(engine, info=Publisher.from_settings().info)`, and close it at the end.
 
@@ -49,6 +52,7 @@ class Publisher:
         self._redis = redis
         self._lease = lease
         self._closes_redis = closes_redis
+        self._waiting: Waiting | None = None
         self._buffer: list[Publishable] = []
         self._sending: asyncio.Task[None] | None = None
         self._silent_until = 0.0
@@ -81,42 +85,62 @@ class Publisher:
         if self._buffer and (self._sending is None or self._sending.done()):
             self._sending = asyncio.get_running_loop().create_task(self._send(), name="exarq publish")
 
+    @property
+    def waiting(self) -> Waiting:
+        """Those of this process that wait for jobs to end, made when the first does."""
+        if self._waiting is None:
+            self._waiting = Waiting(self._redis, self._announce)
+        return self._waiting
+
     async def flush(self) -> None:
         """Return when every hint so far was sent or given up."""
         while self._sending is not None and not self._sending.done():
             await asyncio.wait([self._sending])
 
     async def close(self) -> None:
-        """Flush, then close the connection if it is the publisher's own."""
+        """Flush, leave who still waits to their looks, and close the connection if it is the publisher's own."""
         await self.flush()
+        if self._waiting is not None:
+            await self._waiting.close()
         if self._closes_redis:
             await self._redis.aclose()
+
+    async def _announce(self, awaited: Iterable[EndAwaited]) -> None:
+        """Tell the workers who waits for what, behind the hints of the same jobs; return once they know, or soon."""
+        self.publish(awaited)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ANNOUNCE_LIMIT.total_seconds()):
+                await self.flush()
 
     async def _send(self) -> None:
         while self._buffer:
             batch, self._buffer = self._buffer[:_BATCH], self._buffer[_BATCH:]
             hints = [one for one in batch if isinstance(one, Hint)]
-            asked = [one for one in batch if isinstance(one, CancelAsked)]
+            told = [one for one in batch if not isinstance(one, Hint)]
             try:
                 await scripts.publish(self._redis, hints, lease=self._lease)
                 hints = []
-                await self._tell(asked)
+                await self._tell(told)
             except UNREACHABLE as error:
-                self._give_up([*hints, *asked, *self._buffer], f"{type(error).__name__}: {error}")
+                self._give_up([*hints, *told, *self._buffer], f"{type(error).__name__}: {error}")
 
-    async def _tell(self, asked: list[CancelAsked]) -> None:
+    async def _tell(self, told: list[Message]) -> None:
         try:
-            await cancels.tell(self._redis, asked)
+            await messages.tell(self._redis, told)
         except ResponseError as error:  # this user may not have the channel; hints are another matter
-            emit(CancelNotTold(requests=len(asked), error=f"{type(error).__name__}: {error}"))
+            _report_untold(told, f"{type(error).__name__}: {error}")
 
     def _give_up(self, unsent: list[Publishable], error: str) -> None:
         self._buffer.clear()
         self._silent_until = time.monotonic() + _SILENCE.total_seconds()
         if hints := sum(isinstance(one, Hint) for one in unsent):
             emit(PublishFailed(hints=hints, error=error))
-        if requests := len(unsent) - hints:
-            emit(CancelNotTold(requests=requests, error=error))
+        _report_untold(unsent, error)
+
+
+def _report_untold(unsent: Iterable[Publishable], error: str) -> None:
+    if requests := sum(isinstance(one, CancelAsked) for one in unsent):
+        emit(CancelNotTold(requests=requests, error=error))
 
 
 _of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Publisher] = WeakKeyDictionary()

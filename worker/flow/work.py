@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from worker.broker.hints import Hint
 from worker.core.registry import Registry
+from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings
 from worker.flow.publish import Publisher
@@ -54,6 +55,7 @@ class Work:
     publisher: Publisher
     holdings: Holdings
     flusher: Flusher
+    awaited: Awaited
     counts: Counts
     context: Mapping[str, Any]
 

@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from worker.flow.publish import Publishable, Publisher
+from worker.flow.waiting import Waiting
 
 
 class NoHints(Publisher):
     """A publisher that publishes nothing, for tests without a Redis: `async_sessionmaker(…, info=NoHints().info)`."""
 
     def __init__(self) -> None:
-        """Needs no client."""
+        """Needs no client: who waits for a job looks at its row."""
+        self._waiting = Waiting(None, self._announce)
 
     def publish(self, hints: Iterable[Publishable]) -> None:
         """Drop these: they would be of jobs that a test rolls back, or drains itself."""
@@ -23,7 +25,9 @@ class NoHints(Publisher):
         """Nothing is ever on its way."""
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Nothing is open but what waits."""
+        if self._waiting is not None:
+            await self._waiting.close()
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from worker.db.ids import uuid7
 from worker.db.send import once
 from worker.db.session import make_sessions
 from worker.flow import complete
+from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings, Run
 from worker.flow.publish import Publisher
@@ -100,6 +101,7 @@ async def _work(
             lost=lambda run: complete.lease_lost(work, run),
             rejected=reject,
         ),
+        awaited=Awaited(publisher.publish),
         counts=Counts(),
         context={"engine": engine, "sessions": sessions, **context},
     )

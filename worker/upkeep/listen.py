@@ -1,4 +1,7 @@
-"""Listen: a message says that somebody asked to cancel a job that runs here; PostgreSQL says whether that is so."""
+"""Listen: a message says that somebody asked to cancel a job that runs here, or waits for one to end.
+
+PostgreSQL says whether a cancel was asked for, and to the waiter how the job ended.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from typing import Final
 from arq.connections import ArqRedis
 from redis.exceptions import ResponseError
 
-from worker.broker import cancels
+from worker.broker import messages
 from worker.broker.connection import UNREACHABLE
+from worker.broker.messages import CancelAsked, Cancelled, EndAwaited
 from worker.db import reads
 from worker.db.send import once
 from worker.flow.availability import Availability
@@ -26,14 +30,20 @@ _LOOK_AFTER: Final = (0.0, 0.05, 0.2, 0.5)
 
 
 async def listen(work: Work, redis: ArqRedis, availability: Availability) -> timedelta | None:
-    """Cancel what is asked for while Redis is there; what nobody hears meanwhile, the next beat sees."""
+    """Do what is asked for while Redis is there; what nobody hears meanwhile, the next beat or the waiter sees."""
     if availability.away:
         return None
     try:
-        async with aclosing(cancels.heard(redis, work.installation, timeout=work.settings.redis.timeout)) as messages:
-            async for asked in messages:
-                if asked.worker_id == work.identity.id:
-                    await _look(work)
+        told = messages.told_to_workers(redis, work.installation, timeout=work.settings.redis.timeout)
+        async with aclosing(told):
+            async for message in told:
+                match message:
+                    case CancelAsked(worker_id=work.identity.id):
+                        await _look(work)
+                    case Cancelled(job_id):
+                        work.awaited.ended(job_id)
+                    case EndAwaited():
+                        work.awaited.heard(message)
     except ResponseError as error:  # this user may not have the channel
         emit(StepFailed(step=STEP, error=f"{type(error).__name__}: {error}"))
         return _AFTER_A_REFUSAL

@@ -1,4 +1,4 @@
-"""The message of a cancel request: told to who listens, and never believed further than it can be read."""
+"""Messages: told to who listens, and never believed further than they can be read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from arq.connections import ArqRedis
 from tests.broker.listeners import SECOND, listeners, listening
 from tests.proxy import redis_proxy
 from tests.support import until
-from worker.broker import cancels
-from worker.broker.cancels import CancelAsked
+from worker.broker import messages
 from worker.broker.connection import UNREACHABLE, connect
-from worker.broker.keys import cancel_channel
+from worker.broker.keys import workers_channel
+from worker.broker.messages import CancelAsked
 from worker.db.ids import uuid7
 
 GARBAGE = [
@@ -28,6 +28,11 @@ GARBAGE = [
     b"0199c0de-0000-7000-8000-000000000000",
     b"0199c0de-0000-7000-8000-000000000000 ",
     b"0199c0de-0000-7000-8000-000000000000 0199c0de-0000-7000-8000-000000000000 more",
+    b"cancel 0199c0de-0000-7000-8000-000000000000 0199c0de-0000-7000-8000-000000000000 more",
+    b"await 0199c0de-0000-7000-8000-000000000000",
+    b"await  0199c0de-0000-7000-8000-000000000000 ",
+    b"cancelled ",
+    b"cancelled 0199c0de-0000-7000-8000-000000000000 0199c0de-0000-7000-8000-000000000000",
     b"0199C0DE-0000-7000-8000-000000000000 0199c0de-0000-7000-8000-000000000000",
     b"\n".join([b"0199c0de-0000-7000-8000-000000000000"] * 2),
 ]
@@ -42,7 +47,7 @@ async def test_what_is_told_is_heard_in_its_order_by_the_installations_own_liste
     ours, theirs = [asked(here) for _ in range(3)], asked(there)
 
     async with listening(broker, here) as told, listening(broker, there) as told_there:
-        await cancels.tell(broker, [ours[0], theirs, *ours[1:]])
+        await messages.tell(broker, [ours[0], theirs, *ours[1:]])
         await until(lambda: len(told) == 3 and told_there, "all is heard")
 
     assert told == ours
@@ -50,8 +55,8 @@ async def test_what_is_told_is_heard_in_its_order_by_the_installations_own_liste
 
 
 async def test_what_nobody_hears_is_no_error(broker: ArqRedis) -> None:
-    await cancels.tell(broker, [asked(uuid4())])
-    await cancels.tell(broker, [])
+    await messages.tell(broker, [asked(uuid4())])
+    await messages.tell(broker, [])
 
 
 async def test_what_cannot_be_read_is_passed_over(broker: ArqRedis) -> None:
@@ -60,8 +65,8 @@ async def test_what_cannot_be_read_is_passed_over(broker: ArqRedis) -> None:
 
     async with listening(broker, here) as told:
         for data in GARBAGE:
-            await broker.publish(cancel_channel(here), data)
-        await cancels.tell(broker, [ours])
+            await broker.publish(workers_channel(here), data)
+        await messages.tell(broker, [ours])
         await until(lambda: told, "the message behind it is heard")
 
     assert told == [ours]
@@ -70,7 +75,7 @@ async def test_what_cannot_be_read_is_passed_over(broker: ArqRedis) -> None:
 async def test_the_message_names_neither_token_nor_arguments() -> None:
     ours = asked(uuid4())
 
-    assert ours.message == f"{ours.worker_id} {ours.job_id}"
+    assert ours.message == f"cancel {ours.worker_id} {ours.job_id}"
 
 
 async def test_a_quiet_channel_is_asked_for_a_sign_and_heard_on(
@@ -78,18 +83,18 @@ async def test_a_quiet_channel_is_asked_for_a_sign_and_heard_on(
 ) -> None:
     here = uuid4()
     ours, signs = asked(here), 0
-    parsed = cancels._parsed
+    data = messages._data
 
-    def counted(said: dict[str, object], installation: UUID) -> CancelAsked | None:
+    def counted(said: dict[str, object]) -> bytes | None:
         nonlocal signs
         signs += said["type"] == "pong"
-        return parsed(said, installation)
+        return data(said)
 
-    monkeypatch.setattr(cancels, "_QUIET", timedelta(milliseconds=20))
-    monkeypatch.setattr(cancels, "_parsed", counted)
+    monkeypatch.setattr(messages, "_QUIET", timedelta(milliseconds=20))
+    monkeypatch.setattr(messages, "_data", counted)
     async with listening(broker, here) as told:
         await until(lambda: signs >= 3, "Redis gave signs of life")
-        await cancels.tell(broker, [ours])
+        await messages.tell(broker, [ours])
         await until(lambda: told, "it is heard")
 
     assert told == [ours]
@@ -113,12 +118,12 @@ async def _is_zero(redis: ArqRedis, installation: UUID) -> bool:
 async def test_a_redis_that_goes_away_ends_the_listening(
     redis: ArqRedis, redis_url: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cancels, "_QUIET", timedelta(milliseconds=20))
+    monkeypatch.setattr(messages, "_QUIET", timedelta(milliseconds=20))
     here = uuid4()
     async with redis_proxy(redis_url) as (proxy, url):
         client = connect(url, timeout=SECOND)
-        messages = cancels.heard(client, here, timeout=SECOND)
-        waiting = asyncio.ensure_future(anext(messages))
+        told = messages.told_to_workers(client, here, timeout=SECOND)
+        waiting = asyncio.ensure_future(anext(told))
         await until(lambda: listeners(redis, here), "somebody listens")
 
         if how == "refuses":
@@ -128,6 +133,6 @@ async def test_a_redis_that_goes_away_ends_the_listening(
 
         with pytest.raises(UNREACHABLE):
             await waiting
-        await messages.aclose()
+        await told.aclose()
         proxy.restore()
         await client.aclose()
