@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from worker.flow.handle import Handle, handle_of
     from worker.flow.job import job
     from worker.flow.publish import Publisher, flush_hints
+    from worker.flow.publish_now import SyncPublisher
     from worker.flow.retry import Retrial, retry
     from worker.process import Worker
     from worker.settings import Settings, load_settings
@@ -74,6 +75,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Snooze",
+    "SyncPublisher",
     "TooLarge",
     "TransactionAborted",
     "TransactionEscaped",
@@ -100,6 +102,7 @@ _HOMES = {
     **dict.fromkeys(("Handle", "handle_of"), "worker.flow.handle"),
     "job": "worker.flow.job",
     **dict.fromkeys(("Publisher", "flush_hints"), "worker.flow.publish"),
+    "SyncPublisher": "worker.flow.publish_now",
     **dict.fromkeys(("Retrial", "retry"), "worker.flow.retry"),
     "Worker": "worker.process",
     **dict.fromkeys(("Settings", "load_settings"), "worker.settings"),

@@ -154,7 +154,7 @@ def test_a_name_no_definition_can_have_is_refused(name: str) -> None:
 async def test_arguments_are_checked_before_anything_is_written(engine: AsyncEngine, sessions: Sessions) -> None:
     async with sessions.begin() as session:
         with pytest.raises(ArgumentsInvalid, match="invoice"):
-            await CHARGE.enqueue(session, "seven")  # type: ignore[arg-type]
+            await CHARGE.enqueue(session, "seven")  # type: ignore[call-overload]
         with pytest.raises(TooLarge, match="1,048,576"):
             await CHARGE.enqueue(session, 7, note="x" * (1024 * 1024))
         with pytest.raises(TooLarge, match="1,048,576"):

@@ -22,7 +22,7 @@ USES = """
 from collections.abc import Coroutine
 from typing import Any, assert_type
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 from worker import Cancellation, Handle, JobContext, cancel, enqueue, enqueue_many, handle_of, job
 from worker import enqeue  # refused: has no attribute "enqeue"
 
@@ -73,22 +73,28 @@ async def wanted(session: AsyncSession, ctx: JobContext) -> None:
     assert_type(await add_up.options(delay=60).enqueue(session, [7]), Handle[int])
     assert_type(await enqueue_many(session, [close_month.call("2026-10", force=True)]), list[Handle[Any]])
 
-def plain_script(session: Session) -> None:
+def plain_script(session: Session, scoped: scoped_session[Session]) -> None:
+    assert_type(charge.enqueue(session, 7), Handle[list[str]])
+    assert_type(charge.options(delay=1).enqueue(scoped, 7), Handle[list[str]])
+    assert_type(enqueue_many(session, [charge.call(7)]), list[Handle[Any]])
+    assert_type(enqueue(session, "shop.charge"), Handle[Any])
+    assert_type(cancel(session, charge.enqueue(session, 7).id), Cancellation)
+    charge.enqueue(session, "7")  # refused: No overload variant of "enqueue" of "JobFunction" matches argument types "Session", "str"
     assert_type(close_month(session, "2026-10"), dict[str, int])
     assert_type(add_up(session, [7]), int)
 
 async def refused(session: AsyncSession, ctx: JobContext) -> None:
-    await charge.enqueue(session, "7")  # refused: incompatible type "str"; expected "int"
-    await charge.enqueue(session)  # refused: invoice_id
-    await charge.enqueue(session, 7, "x", 1)  # refused: Too many arguments
+    await charge.enqueue(session, "7")  # refused: No overload variant of "enqueue" of "JobFunction" matches argument types "AsyncSession", "str"
+    await charge.enqueue(session)  # refused: No overload variant of "enqueue" of "JobFunction" matches argument type "AsyncSession"
+    await charge.enqueue(session, 7, "x", 1)  # refused: No overload variant of "enqueue" of "JobFunction" matches argument types "AsyncSession", "int", "str", "int"
     await charge.enqueue(session, 7, surplus=1)  # refused: Unexpected keyword argument "surplus"
-    await charge.enqueue(7)  # refused: "AsyncSession"
-    await deliver.enqueue(ctx, "u", tries=1)  # refused: expected "AsyncSession"
-    await cancel(session, "0199c0de")  # refused: incompatible type "str"; expected "UUID"
-    await deliver.enqueue(session, "u")  # refused: tries
-    await deliver.enqueue(session, "u", 1)  # refused: Too many positional arguments
-    await charge.options(delay=1).enqueue(session, "7")  # refused: incompatible type "str"; expected "int"
-    await charge.options(delay=1).enqueue(session)  # refused: invoice_id
+    await charge.enqueue(7)  # refused: No overload variant of "enqueue" of "JobFunction" matches argument type "int"
+    await deliver.enqueue(ctx, "u", tries=1)  # refused: No overload variant of "enqueue" of "JobFunction" matches argument types "JobContext", "str", "int"
+    await cancel(session, "0199c0de")  # refused: No overload variant of "cancel" matches argument types "AsyncSession", "str"
+    await deliver.enqueue(session, "u")  # refused: No overload variant of "enqueue" of "JobFunction" matches argument types "AsyncSession", "str"
+    await deliver.enqueue(session, "u", 1)  # refused: No overload variant of "enqueue" of "JobFunction" matches argument types "AsyncSession", "str", "int"
+    await charge.options(delay=1).enqueue(session, "7")  # refused: No overload variant of "enqueue" of "Options" matches argument types "AsyncSession", "str"
+    await charge.options(delay=1).enqueue(session)  # refused: No overload variant of "enqueue" of "Options" matches argument type "AsyncSession"
     await charge.options(delay=1).enqueue(session, 7, surplus=1)  # refused: Unexpected keyword argument "surplus"
     charge.options(dealy=1)  # refused: Unexpected keyword argument "dealy"
     charge.call("7")  # refused: incompatible type "str"; expected "int"
@@ -102,9 +108,9 @@ async def refused(session: AsyncSession, ctx: JobContext) -> None:
     await deliver(session, "u", tries=1)  # refused: expected "JobContext"
     number: int = await (await charge.enqueue(session, 7)).result()  # refused: expression has type "list[str]"
     text: str = await charge(session, 7)  # refused: expression has type "list[str]"
-    await close_month.enqueue(session, 7)  # refused: incompatible type "int"; expected "str"
-    await close_month.enqueue(session)  # refused: month
-    await close_month.enqueue(session, "2026-10", True)  # refused: Too many positional arguments
+    await close_month.enqueue(session, 7)  # refused: No overload variant of "enqueue" of "JobFunction" matches argument types "AsyncSession", "int"
+    await close_month.enqueue(session)  # refused: No overload variant of "enqueue" of "JobFunction" matches argument type "AsyncSession"
+    await close_month.enqueue(session, "2026-10", True)  # refused: No overload variant of "enqueue" of "JobFunction" matches argument types "AsyncSession", "str", "bool"
     await add_up.options(delay=1).enqueue(session, ["7"])  # refused: "str"; expected "int"
     close_month(session, "2026-10")  # refused: expected "Session"
 """

@@ -7,8 +7,12 @@ from datetime import timedelta
 from typing import Any, Final
 
 from arq.connections import ArqRedis
+from redis import Redis
 from redis.asyncio import BlockingConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisWentAway
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 UNREACHABLE: Final = (RedisError, OSError, TimeoutError)
 """What a Redis that is away, silent or restarting raises."""
@@ -28,6 +32,20 @@ def connect(url: str, *, timeout: timedelta, connections: int = 20) -> ArqRedis:
     redis = ArqRedis(pool_or_conn=pool, job_serializer=_serialize, job_deserializer=json.loads)
     redis.auto_close_connection_pool = True
     return redis
+
+
+def connect_now(url: str, *, timeout: timedelta) -> Redis:
+    """A client for a program without an event loop; its connections are made anew after a fork."""
+    seconds = timeout.total_seconds()
+    client: Redis = Redis.from_url(
+        url,
+        socket_timeout=seconds,
+        socket_connect_timeout=seconds,
+        # A pooled connection may have ended with the Redis it was to.
+        retry=Retry(NoBackoff(), 1),
+        retry_on_error=[RedisWentAway],
+    )
+    return client
 
 
 def _serialize(fields: dict[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 from arq.connections import ArqRedis
+from redis import Redis
 
 from worker.broker.hints import parse_id
 from worker.broker.keys import ended_channel, workers_channel
@@ -101,6 +102,14 @@ async def tell(redis: ArqRedis, messages: Iterable[Message]) -> None:
         for one in messages:
             pipe.publish(one.channel, one.message)
         await pipe.execute()
+
+
+def tell_now(redis: Redis, messages: Iterable[Message]) -> None:
+    """Like `tell`, for a program without an event loop."""
+    with redis.pipeline(transaction=False) as pipe:
+        for one in messages:
+            pipe.publish(one.channel, one.message)
+        pipe.execute()
 
 
 async def told_to_workers(

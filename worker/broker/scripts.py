@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from arq.connections import ArqRedis
+from redis import Redis
 from redis.exceptions import ResponseError
 
 from worker.broker.hints import Hint
@@ -62,16 +63,30 @@ async def publish(redis: ArqRedis, hints: Sequence[Hint], *, lease: timedelta, o
     With `only_astray`, a hint is put only if it is missing or scored later than a claim could have moved it.
     """
     mode = "astray" if only_astray else "always"
-    lanes = sorted({(hint.queue, hint.priority) for hint in hints})
     async with redis.pipeline(transaction=False) as pipe:
-        for queue, priority in lanes:
-            arguments: list[Any] = [mode, _ms(lease), PAYLOAD_PREFIX, _PAYLOAD_OUTLIVES_MS]
-            for hint in hints:
-                if hint.queue == queue and hint.priority == priority:
-                    arguments += (str(hint.job_id), round(hint.due_in * 1000), hint.payload)
-            pipe.eval(_PUBLISH, 2, lane_key(queue, priority), wake_key(queue), *arguments)
+        queues = _add_hints(pipe, hints, lease, mode)
         replies = await pipe.execute(raise_on_error=False)
-    return sum(_put(queue, reply) for (queue, _), reply in zip(lanes, replies, strict=True))
+    return sum(_put(queue, reply) for queue, reply in zip(queues, replies, strict=True))
+
+
+def publish_now(redis: Redis, hints: Sequence[Hint], *, lease: timedelta) -> int:
+    """Like `publish`, for a program without an event loop."""
+    with redis.pipeline(transaction=False) as pipe:
+        queues = _add_hints(pipe, hints, lease, "always")
+        replies = pipe.execute(raise_on_error=False)
+    return sum(_put(queue, reply) for queue, reply in zip(queues, replies, strict=True))
+
+
+def _add_hints(pipe: Any, hints: Sequence[Hint], lease: timedelta, mode: str) -> list[str]:
+    """Add one call for each lane to a pipeline of either kind; returns the queue of each."""
+    lanes = sorted({(hint.queue, hint.priority) for hint in hints})
+    for queue, priority in lanes:
+        arguments: list[Any] = [mode, _ms(lease), PAYLOAD_PREFIX, _PAYLOAD_OUTLIVES_MS]
+        for hint in hints:
+            if hint.queue == queue and hint.priority == priority:
+                arguments += (str(hint.job_id), round(hint.due_in * 1000), hint.payload)
+        pipe.eval(_PUBLISH, 2, lane_key(queue, priority), wake_key(queue), *arguments)
+    return [queue for queue, _ in lanes]
 
 
 def _put(queue: str, reply: Any) -> int:

@@ -5,6 +5,7 @@ An attempt's session has an outbox instead: the worker publishes it after its ow
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from worker.broker.hints import Hint
 from worker.core.errors import ReadOnlyJob
 from worker.flow.publish import PUBLISHER, Publishable, Publisher, default_publisher
+from worker.flow.publish_now import SyncPublisher, default_sync_publisher
 
 OUTBOX: Final = "exarq.outbox"
 """The key of a session's `info` under which an attempt collects its hints for the worker's own COMMIT."""
@@ -50,7 +52,7 @@ class Outbox:
         return [_as_of_now(hint, kept) for hint, kept in self._hints]
 
 
-Destination: TypeAlias = Publisher | Outbox
+Destination: TypeAlias = Publisher | SyncPublisher | Outbox
 
 
 @dataclass(slots=True)
@@ -80,6 +82,8 @@ def _as_of_now(hint: Publishable, written: float) -> Publishable:
 def destination_of(session: Session) -> Destination:
     """Where this session's hints go: an attempt's outbox, the publisher bound to it, else the event loop's own.
 
+    A sync session outside of an event loop has a publisher that needs none: one of its own, else the process's.
+
     Raises: `ReadOnlyJob` when this is the session of a job that may enqueue nothing.
     """
     outbox = session.info.get(OUTBOX)
@@ -89,7 +93,19 @@ def destination_of(session: Session) -> Destination:
             raise ReadOnlyJob(outbox.refusal)
         return outbox
     bound = session.info.get(PUBLISHER)
+    if isinstance(bound, SyncPublisher):
+        return bound
+    if _has_no_loop():
+        return default_sync_publisher()
     return bound if isinstance(bound, Publisher) else default_publisher()
+
+
+def _has_no_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
 
 
 def publish_after_commit(

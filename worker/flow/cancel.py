@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, overload
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,8 +16,9 @@ from worker.db import transitions
 from worker.db.failures import schema_needed
 from worker.db.models import Job
 from worker.db.transitions import CancelRequest
-from worker.flow.after_commit import Destination, destination_of, publish_after_commit
+from worker.flow.after_commit import destination_of, publish_after_commit
 from worker.flow.holdings import Because
+from worker.flow.in_session import SyncSession, in_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +38,18 @@ class Cancellation:
     state: JobState | None
 
 
-async def cancel(session: AsyncSession, job_id: UUID) -> Cancellation:
+@overload
+def cancel(session: AsyncSession, job_id: UUID) -> Coroutine[Any, Any, Cancellation]: ...
+@overload
+def cancel(session: SyncSession, job_id: UUID) -> Cancellation: ...
+def cancel(session: AsyncSession | SyncSession, job_id: UUID) -> Any:
     """Ask in the session's transaction that this job ends: it counts if, and only if, that commits.
 
     A job that waits is cancelled and will not run. One that runs is cancelled at its next await, and what it wrote is
     rolled back; if it returns all the same, it has succeeded. Until the commit nobody else can move the job.
 
     Args:
-        session: the caller's session.
+        session: the caller's session; with a sync one, nothing is awaited.
         job_id: the job's id, as its `Handle` has it.
 
     Raises:
@@ -51,10 +57,11 @@ async def cancel(session: AsyncSession, job_id: UUID) -> Cancellation:
         SettingsError: no publisher is bound to the session and no Redis address is set.
 
     """
-    return await session.run_sync(_cancel, destination_of(session.sync_session), job_id)
+    return in_session(session, _cancel, job_id)
 
 
-def _cancel(session: Session, destination: Destination, job_id: UUID) -> Cancellation:
+def _cancel(session: Session, job_id: UUID) -> Cancellation:
+    destination = destination_of(session)
     connection = session.connection(bind_arguments={"mapper": Job})
     with schema_needed():
         request = transitions.request_cancel(connection, job_id, Because.CANCEL_REQUESTED)

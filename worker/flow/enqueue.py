@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,23 +20,32 @@ from worker.db.ids import uuid7
 from worker.db.models import Job
 from worker.db.statements.enqueue import ENQUEUE
 from worker.flow import unique
-from worker.flow.after_commit import Destination, destination_of, publish_after_commit
+from worker.flow.after_commit import destination_of, publish_after_commit
 from worker.flow.call import Call, EnqueueOptions, template
 from worker.flow.handle import Handle, Origin
+from worker.flow.in_session import SyncSession, in_session
 
 __all__ = ["Call", "call_by_name", "enqueue", "enqueue_many"]
 
 
-async def enqueue(
-    session: AsyncSession,
+@overload
+def enqueue(
+    session: AsyncSession, name: str, args: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]
+) -> Coroutine[Any, Any, Handle[Any]]: ...
+@overload
+def enqueue(
+    session: SyncSession, name: str, args: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]
+) -> Handle[Any]: ...
+def enqueue(
+    session: AsyncSession | SyncSession,
     name: str,
     args: Mapping[str, Any] | None = None,
     **options: Unpack[EnqueueOptions],
-) -> Handle:
+) -> Any:
     """Enqueue by name, for a service that cannot import the job's code; otherwise as `fn.enqueue`.
 
     Args:
-        session: the caller's session, in whose transaction the job is written.
+        session: the caller's session, in whose transaction the job is written; with a sync one, nothing is awaited.
         name: the definition's name; where it is registered in this process too, the arguments are checked here.
         args: the job's arguments by name, plain JSON.
         options: as in `EnqueueOptions`; without them as the definition says if it is known here, else in the queue
@@ -45,8 +54,12 @@ async def enqueue(
     Raises: as `Options.enqueue`.
 
     """
-    (handle,) = await enqueue_many(session, [call_by_name(name, args or {}, **options)])
-    return handle
+    return enqueue_one(session, call_by_name(name, args or {}, **options))
+
+
+def enqueue_one(session: AsyncSession | SyncSession, call: Call) -> Any:
+    """The handle of what this call enqueues; a coroutine of it where the session is async."""
+    return in_session(session, lambda sync: _enqueue(sync, [call])[0])
 
 
 def call_by_name(name: str, args: Mapping[str, Any], **options: Unpack[EnqueueOptions]) -> Call:
@@ -58,11 +71,15 @@ def call_by_name(name: str, args: Mapping[str, Any], **options: Unpack[EnqueueOp
     return replace(call, args=known.signature.bind_mapping(args), signature=known.signature)
 
 
-async def enqueue_many(session: AsyncSession, calls: Iterable[Call]) -> list[Handle]:
+@overload
+def enqueue_many(session: AsyncSession, calls: Iterable[Call]) -> Coroutine[Any, Any, list[Handle[Any]]]: ...
+@overload
+def enqueue_many(session: SyncSession, calls: Iterable[Call]) -> list[Handle[Any]]: ...
+def enqueue_many(session: AsyncSession | SyncSession, calls: Iterable[Call]) -> Any:
     """Enqueue all of these with one statement, a few where keys are taken; the handles come in the same order.
 
     Args:
-        session: the caller's session, in whose transaction the jobs are written.
+        session: the caller's session, in whose transaction the jobs are written; with a sync one, nothing is awaited.
         calls: made by `fn.call(…)` or `fn.options(…).call(…)`.
 
     Raises:
@@ -71,14 +88,13 @@ async def enqueue_many(session: AsyncSession, calls: Iterable[Call]) -> list[Han
         SettingsError: no publisher is bound to the session and no Redis address is set.
 
     """
-    calls = list(calls)
+    return in_session(session, _enqueue, list(calls))
+
+
+def _enqueue(session: Session, calls: Sequence[Call]) -> list[Handle]:
     if not calls:
         return []
-    destination = destination_of(session.sync_session)
-    return await session.run_sync(_insert, destination, calls)
-
-
-def _insert(session: Session, destination: Destination, calls: Sequence[Call]) -> list[Handle]:
+    destination = destination_of(session)
     connection = session.connection(bind_arguments={"mapper": Job})
     if getattr(connection.connection.dbapi_connection, "autocommit", False):
         raise AutocommitRefused(

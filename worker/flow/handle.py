@@ -106,6 +106,10 @@ class Handle(Generic[R_co]):
         origin = self._origin
         if origin is None:
             raise TypeError(f"this handle was made by hand; use handle_of(session, UUID({str(self.id)!r})).result()")
+        if not origin.engine.dialect.is_async:
+            raise TypeError(
+                "this job was enqueued by a sync session; ask with an async one: handle_of(session, handle.id).result()"
+            )
         if origin.transaction is not None and origin.transaction.is_active:
             raise NotCommitted(self.id, self.name)
         return origin

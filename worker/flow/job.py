@@ -15,8 +15,9 @@ from worker.core.options import JobOptions
 from worker.core.registry import Definition, define
 from worker.core.signature import Signature
 from worker.flow.call import Call, EnqueueOptions, template
-from worker.flow.enqueue import enqueue_many
+from worker.flow.enqueue import enqueue_one
 from worker.flow.handle import Handle
+from worker.flow.in_session import SyncSession
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,11 +37,18 @@ class Options(Generic[P, R]):
         """The enqueue to be, for `enqueue_many`; raises what `enqueue` raises for its arguments."""
         return replace(self._template, args=self._signature.bind(*args, **kwargs), signature=self._signature)
 
-    async def enqueue(self, session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+    @overload
+    def enqueue(
+        self, session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, Handle[R]]: ...
+    @overload
+    def enqueue(self, session: SyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    def enqueue(self, session: AsyncSession | SyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Write the job's row in the session's transaction: it will run if, and only if, that commits.
 
         Args:
-            session: the caller's session, in whose transaction the job is written.
+            session: the caller's session, in whose transaction the job is written; with a sync one, nothing is
+                awaited.
             args: the job's own arguments, checked against its annotations.
             kwargs: likewise, by name.
 
@@ -51,8 +59,7 @@ class Options(Generic[P, R]):
             AutocommitRefused: the session's connection is in AUTOCOMMIT.
 
         """
-        (handle,) = await enqueue_many(session, [self.call(*args, **kwargs)])
-        return handle
+        return enqueue_one(session, self.call(*args, **kwargs))
 
 
 class JobFunction(Definition[First, P, R]):
@@ -62,12 +69,18 @@ class JobFunction(Definition[First, P, R]):
         """The enqueue to be, for `enqueue_many`; raises what `enqueue` raises for its arguments."""
         return self.options().call(*args, **kwargs)
 
-    async def enqueue(self, session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+    @overload
+    def enqueue(
+        self, session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, Handle[R]]: ...
+    @overload
+    def enqueue(self, session: SyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    def enqueue(self, session: AsyncSession | SyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Write the job's row in the session's transaction: it will run if, and only if, that commits.
 
         Args, raises: as `Options.enqueue`.
         """
-        return await self.options().enqueue(session, *args, **kwargs)
+        return enqueue_one(session, self.call(*args, **kwargs))
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Options[P, R]:
         """How one enqueue differs from the definition.

@@ -128,17 +128,18 @@ class Publisher:
         try:
             await messages.tell(self._redis, told)
         except ResponseError as error:  # this user may not have the channel; hints are another matter
-            _report_untold(told, f"{type(error).__name__}: {error}")
+            report_untold(told, f"{type(error).__name__}: {error}")
 
     def _give_up(self, unsent: list[Publishable], error: str) -> None:
         self._buffer.clear()
         self._silent_until = time.monotonic() + _SILENCE.total_seconds()
         if hints := sum(isinstance(one, Hint) for one in unsent):
             emit(PublishFailed(hints=hints, error=error))
-        _report_untold(unsent, error)
+        report_untold(unsent, error)
 
 
-def _report_untold(unsent: Iterable[Publishable], error: str) -> None:
+def report_untold(unsent: Iterable[Publishable], error: str) -> None:
+    """Say which requests to cancel the workers were not told of; nothing else that is lost needs to be known."""
     if requests := sum(isinstance(one, CancelAsked) for one in unsent):
         emit(CancelNotTold(requests=requests, error=error))
 
