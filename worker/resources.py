@@ -27,6 +27,7 @@ from worker.flow import complete
 from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings, Run
+from worker.flow.progress import Reports
 from worker.flow.publish import Publisher
 from worker.flow.work import Counts, Identity, Work
 from worker.observe.events import PoolTooSmall, emit
@@ -71,6 +72,8 @@ async def open_work(
             rejected=reject,
         )
         stack.push_async_callback(flusher.close)
+        reports = Reports(processor)
+        stack.push_async_callback(reports.close)
         work = Work(
             settings=settings,
             registry=registry,
@@ -83,6 +86,7 @@ async def open_work(
             holdings=holdings,
             flusher=flusher,
             awaited=Awaited(publisher.publish),
+            reports=reports,
             counts=Counts(),
             context=context,
         )

@@ -11,6 +11,8 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from worker.core.progress import Progress, as_progress
+
 
 class JobContext:
     """One attempt as its function sees it: the session, who it is, and the worker's resources as in ARQ.
@@ -22,10 +24,11 @@ class JobContext:
         enqueued_at: when the job was enqueued.
         open_session: makes the attempt's session; called at the first use of `session`, never twice.
         resources: what `ctx[…]` reads: "redis", "engine", "sessions" and what start-up hooks put there.
+        report: stores how far the job is, soon; without one, nobody is told.
 
     """
 
-    __slots__ = ("_attempt", "_enqueued_at", "_job_id", "_name", "_open_session", "_resources", "_session")
+    __slots__ = ("_attempt", "_enqueued_at", "_job_id", "_name", "_open_session", "_report", "_resources", "_session")
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class JobContext:
         enqueued_at: datetime,
         open_session: Callable[[], AsyncSession],
         resources: Mapping[str, Any],
+        report: Callable[[Progress], None] | None = None,
     ) -> None:
         self._job_id = job_id
         self._name = name
@@ -43,6 +47,7 @@ class JobContext:
         self._enqueued_at = enqueued_at
         self._open_session = open_session
         self._resources = resources
+        self._report = report
         self._session: AsyncSession | None = None
 
     @property
@@ -76,6 +81,27 @@ class JobContext:
     def enqueued_at(self) -> datetime:
         """When the job was enqueued."""
         return self._enqueued_at
+
+    def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
+        """Say how far the job is, for people who look on; stored within a second, outside of the job's transaction.
+
+        Call it as often as you like, also from a thread: of many words within a second, the last is stored. It is
+        never waited for, and a word said just before the end may be lost.
+
+        Args:
+            done: how much is done, in units of the job's own, from 0.
+            total: how much there is to do, in the same units.
+            text: what is being done; cut to 500 characters.
+
+        Raises:
+            ValueError: a number is negative, infinite or none.
+            TypeError: it is no number.
+            DefinitionError: the job's isolation is "REPEATABLE READ" or "SERIALIZABLE".
+
+        """
+        said = as_progress(done, total, text)
+        if self._report is not None:
+            self._report(said)
 
     def __getitem__(self, key: str) -> Any:
         try:

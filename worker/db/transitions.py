@@ -25,6 +25,7 @@ from worker.db.statements.cancel import REQUEST_CANCEL
 from worker.db.statements.claim import CLAIM_BY_ID, CLAIM_BY_SCAN
 from worker.db.statements.hold import HOLD
 from worker.db.statements.leave import LEAVE_ONE, RELEASE_MANY, RESCUE
+from worker.db.statements.progress import NOTE_PROGRESS
 from worker.db.statements.prune import PRUNE
 from worker.db.statements.succeed import SUCCEED, SUCCEED_MANY, SUCCEED_MANY_REMARKED, SUCCEED_REMARKED
 from worker.db.statements.unique import REPLACE
@@ -297,6 +298,16 @@ async def rescue(
 def replace(connection: Connection, arrays: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
     """Queued → queued with other arguments, due time, priority and deadline; the caller holds the rows already."""
     return connection.execute(REPLACE, arrays).all()
+
+
+async def note_progress(connection: AsyncConnection, said: Mapping[Held, str]) -> None:
+    """Keep how far these running jobs have come, as JSON; those that are no longer held stay as they are."""
+    parameters = {
+        "job_id": [held.job_id for held in said],
+        "mine": [held.token for held in said],
+        "json": list(said.values()),
+    }
+    await connection.execute(NOTE_PROGRESS, parameters)
 
 
 # ── queued → cancelled, running: cancel requested ───────────────────────────────────────────────────────────────────

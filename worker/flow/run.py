@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.core.context import JobContext
 from worker.core.errors import ExarqError, LeaseLost, UnknownJob
+from worker.core.options import Rules
 from worker.core.outcome import Cancel, Cancelled, ErrorText, Failed, Outcome, Released
 from worker.core.registry import Definition
 from worker.flow import complete, legacy
@@ -72,9 +73,9 @@ async def _call(work: Work, run: Run, attempt: Attempt, definition: Definition[A
                 case "session":
                     return await function(attempt.session())
                 case "context":
-                    return await function(_context(work, run, attempt.session))
+                    return await function(_context(work, run, definition.rules, attempt.session))
                 case "sync session":
-                    context = _context(work, run, legacy.no_async_session)
+                    context = _context(work, run, definition.rules, legacy.no_async_session)
                     return await legacy.call(run, attempt.session(), context, function)
     except asyncio.CancelledError as error:
         if run.cancelled_because is None:
@@ -90,7 +91,7 @@ async def _call(work: Work, run: Run, attempt: Attempt, definition: Definition[A
             run.task.uncancel()  # also where the job swallowed it: what follows has limits of its own
 
 
-def _context(work: Work, run: Run, open_session: Callable[[], AsyncSession]) -> JobContext:
+def _context(work: Work, run: Run, rules: Rules, open_session: Callable[[], AsyncSession]) -> JobContext:
     claimed = run.claimed
     return JobContext(
         job_id=claimed.held.job_id,
@@ -99,6 +100,7 @@ def _context(work: Work, run: Run, open_session: Callable[[], AsyncSession]) -> 
         enqueued_at=claimed.enqueued_at,
         open_session=open_session,
         resources=work.context,
+        report=partial(work.reports.report, run, rules),
     )
 
 

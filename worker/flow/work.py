@@ -15,6 +15,7 @@ from worker.core.registry import Registry
 from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings
+from worker.flow.progress import Reports
 from worker.flow.publish import Publisher
 from worker.settings import Settings
 
@@ -56,6 +57,7 @@ class Work:
     holdings: Holdings
     flusher: Flusher
     awaited: Awaited
+    reports: Reports
     counts: Counts
     context: Mapping[str, Any]
 

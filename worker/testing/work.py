@@ -26,6 +26,7 @@ from worker.flow import complete
 from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings, Run
+from worker.flow.progress import Reports
 from worker.flow.publish import Publisher
 from worker.flow.run import run as run_attempt
 from worker.flow.work import Counts, Identity, Work
@@ -102,6 +103,7 @@ async def _work(
             rejected=reject,
         ),
         awaited=Awaited(publisher.publish),
+        reports=Reports(None),  # the engine's one connection is in the job's transaction
         counts=Counts(),
         context={"engine": engine, "sessions": sessions, **context},
     )
