@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.cli.conftest import Command, Ended
+from tests.pooler import a_pooler
+from tests.servers import TestServers
 from tests.support import a_job
-from worker.cli.doctor.of_postgres import _between, _transactions, clock
+from worker.cli.doctor.of_postgres import _transactions, clock
 from worker.cli.doctor.of_redis import _memory, _version
-from worker.settings import Settings
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -68,19 +72,24 @@ async def test_what_is_broken_is_an_error_with_advice_and_the_rest_is_looked_at_
     assert "hunter2" not in away.out
 
 
-async def test_a_pooler_in_between_is_known_by_the_backend_that_it_names(settings: Settings, database_url: str) -> None:
-    class Pooled:
-        """A connection whose protocol has named another backend than answers, as PgBouncer's does."""
+@pytest.mark.skipif(shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="no pgbouncer")
+def test_a_pooler_in_between_is_known_and_has_to_be_told(
+    exarq: Command, servers: TestServers, database_url: str
+) -> None:
+    with a_pooler(servers.admin_url) as pooled:
+        url = pooled.set(database=make_url(database_url).database).render_as_string(hide_password=False)
+        untold = exarq("doctor", "--json", EXARQ_DATABASE_URL=url)
+        told = exarq("doctor", "--json", EXARQ_DATABASE_URL=url, EXARQ_DATABASE_POOLER="pgbouncer")
+    direct = exarq("doctor", "--json", EXARQ_DATABASE_POOLER="pgbouncer")
 
-        def get_server_pid(self) -> int:
-            return 1
-
-        async def fetchval(self, _query: str) -> int:
-            return 2
-
-    found = await _between(settings, database_url, Pooled())
-
-    assert (found.level, found.found) == ("warning", "a pooler such as PgBouncer stands between")
+    assert untold.code == 1
+    assert findings(untold)["connection"][0] == "error"
+    assert "unsupported startup parameter" in findings(untold)["connection"][1]
+    assert 'set database.pooler = "pgbouncer"' in findings(untold)["connection"][1]
+    assert findings(told)["connection"] == ("ok", "through a pooler, as database.pooler says; ")
+    assert findings(told)["tables"][0] == "ok"
+    assert findings(direct)["connection"][0] == "warning"
+    assert "leave it out" in findings(direct)["connection"][1]
 
 
 @pytest.mark.parametrize(

@@ -130,23 +130,28 @@ def clock(what: str, ours: datetime, theirs: datetime) -> Finding:
 
 
 async def _between(settings: Settings, url: str, connection: Any) -> Finding:
-    """Whether a pooler stands between: its protocol names another backend than the server itself does."""
-    pid = await connection.fetchval("SELECT pg_backend_pid()")
+    """Whether a pooler stands between, and `database.pooler` says so.
+
+    Its protocol names another backend than the server itself does.
+    """
+    pooled = connection.get_server_pid() != await connection.fetchval("SELECT pg_backend_pid()")
+    told = settings.database.pooler is not None
+    if told and not pooled:
+        return warning(
+            "connection",
+            "database.pooler is set, and no pooler stands between",
+            "leave it out: without it the server itself keeps the limits of statements and locks",
+        )
     refused = await _refused(settings, url)
     if refused:
-        return error(
-            "connection",
-            f"refused with the settings that a worker asks for ({refused})",
-            "a pooler stands between: let it pass them (ignore_startup_parameters of PgBouncer), or connect directly",
-        )
-    if connection.get_server_pid() == pid:
-        return ok("connection", "direct, no pooler between")
-    return warning(
-        "connection",
-        "a pooler such as PgBouncer stands between",
-        "a rescue cannot find a worker's backends by their name, and in transaction mode LISTEN and session settings"
-        " are lost; give the workers a direct address",
-    )
+        return error("connection", f"what a worker asks for is refused ({refused})", _TELL if pooled else _ALLOW)
+    if pooled and not told:
+        return warning("connection", "a pooler such as PgBouncer stands between", _TELL)
+    return ok("connection", "through a pooler, as database.pooler says" if pooled else "direct, no pooler between")
+
+
+_TELL: Final = 'set database.pooler = "pgbouncer", or give the workers an address that leads to PostgreSQL itself'
+_ALLOW: Final = "give the workers an address at which PostgreSQL takes settings at the start of a connection"
 
 
 async def _refused(settings: Settings, url: str) -> str | None:
@@ -157,6 +162,7 @@ async def _refused(settings: Settings, url: str) -> str | None:
         connections=1,
         connect_timeout=settings.database.connect_timeout,
         statement_timeout=settings.database.statement_timeout,
+        pooler=settings.database.pooler,
     )
     try:
         async with engine.connect():
