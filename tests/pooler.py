@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -45,15 +48,25 @@ def a_pooler(postgres: URL) -> Iterator[URL]:
         users.write_text(f'"{postgres.username}" "{postgres.password or ""}"\n')
         host, port = postgres.query.get("host", postgres.host), postgres.query.get("port", postgres.port) or 5432
         settings.write_text(_SETTINGS.format(host=host, port=port, listen=listen, users=users))
-        as_whom = ["-u", "nobody"] if os.geteuid() == 0 else []
         with (folder / "log").open("w") as log:
-            process = subprocess.Popen([program, *as_whom, str(settings)], stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [program, str(settings)],
+                stdout=log,
+                stderr=log,
+                user="nobody" if os.geteuid() == 0 else None,
+                preexec_fn=_die_with_parent,
+            )
         try:
             _answers(process, listen, folder / "log")
             yield postgres.set(host="127.0.0.1", port=listen, query={})
         finally:
             process.terminate()
             process.wait()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def _free_port() -> int:

@@ -87,7 +87,7 @@ INVARIANTS: Final[Mapping[str, str]] = {
     """,
     "out_of_step": """
         SELECT id, state || ', and ' || effects || ' effects are visible' FROM ours
-        WHERE state <> 'succeeded' AND effects > 0
+        WHERE state <> 'succeeded' AND effects > 0 AND NOT own
         UNION ALL SELECT id, 'succeeded without a result' FROM exarq.job WHERE state = 'succeeded' AND result IS NULL
         UNION ALL SELECT id, state || ', and has a result' FROM exarq.job WHERE state <> 'succeeded' AND result IS NOT NULL
         UNION ALL SELECT id, 'succeeded, and its function never returns' FROM ours
@@ -101,7 +101,11 @@ INVARIANTS: Final[Mapping[str, str]] = {
         WHERE state = 'succeeded' AND (CAST(result ->> 'attempt' AS integer) IS DISTINCT FROM attempt
             OR result ->> 'job' IS DISTINCT FROM CAST(id AS text))
         UNION ALL SELECT ours.id, 'effect of attempt ' || effect.attempt || ', row of attempt ' || ours.attempt
-        FROM ours JOIN effect ON effect.job_id = ours.id WHERE state = 'succeeded' AND effect.attempt <> ours.attempt
+        FROM ours JOIN effect ON effect.job_id = ours.id WHERE state = 'succeeded' AND effect.attempt <> ours.attempt AND NOT own
+        UNION ALL SELECT job_id, 'attempt ' || early.attempt || ' committed part ' || early.part || ', attempt '
+            || late.attempt || ' had gone on from part ' || late.part || ' before'
+        FROM effect AS late JOIN effect AS early USING (job_id)
+        WHERE late.part < early.part AND late.attempt > early.attempt
         UNION ALL SELECT history.job_id, was || ' → ' || became || ' by ' || writer || ', held by ' || worker_id
         FROM history WHERE was = 'running' AND NOT EXISTS (  -- by the process that held it, maybe under a later id
             SELECT FROM id AS holder JOIN id AS author USING (process)
@@ -157,13 +161,13 @@ CREATE TEMPORARY TABLE id (worker_id uuid PRIMARY KEY, process text) ON COMMIT D
 CREATE TEMPORARY TABLE excused (worker_id uuid, since timestamptz, until timestamptz) ON COMMIT DROP;
 CREATE TEMPORARY TABLE killed (worker_id uuid) ON COMMIT DROP;
 CREATE TEMPORARY TABLE seen_out_of_step (job_id uuid, why text) ON COMMIT DROP;
-CREATE TEMPORARY TABLE kind (name text PRIMARY KEY, parts integer, ends text) ON COMMIT DROP;
+CREATE TEMPORARY TABLE kind (name text PRIMARY KEY, parts integer, ends text, own boolean) ON COMMIT DROP;
 """
 _LATEST: Final = 4_000_000_000.0
 _NAMES: Final = ("WorkerStarted", "WorkerRenewed")
 _OURS: Final = """
 CREATE TEMPORARY TABLE ours ON COMMIT DROP AS
-SELECT job.*, kind.parts, kind.ends, coalesce(written.effects, 0) AS effects FROM exarq.job JOIN kind USING (name)
+SELECT job.*, kind.parts, kind.ends, kind.own, coalesce(written.effects, 0) AS effects FROM exarq.job JOIN kind USING (name)
 LEFT JOIN (SELECT job_id, count(*) AS effects FROM effect GROUP BY job_id) AS written ON written.job_id = job.id
 """
 
@@ -226,7 +230,7 @@ async def _load(
     await _copy(connection, "excused", excused)
     await _copy(connection, "killed", ((worker,) for worker in {excuse.worker_id for excuse in excuses} - poisoned))
     await _copy(connection, "seen_out_of_step", out_of_step)
-    await _copy(connection, "kind", ((PREFIX + name, kind.parts, kind.ends) for name, kind in KINDS.items()))
+    await _copy(connection, "kind", ((PREFIX + name, kind.parts, kind.ends, kind.own) for name, kind in KINDS.items()))
 
 
 async def _copy(connection: AsyncConnection, table: str, rows: Iterable[Any]) -> None:

@@ -28,10 +28,11 @@ POISONED: Final = 9
 
 @dataclass(frozen=True)
 class Kind:
-    """What the checker expects of a job's end."""
+    """What the checker expects of a job's end; where commits are its own, effects may be there before it."""
 
     parts: int
     ends: str = "succeeded"
+    own: bool = False
 
 
 KINDS: Final[dict[str, Kind]] = {
@@ -48,6 +49,9 @@ KINDS: Final[dict[str, Kind]] = {
     "queries": Kind(1),
     "flaky": Kind(1),
     "snoozes": Kind(1),
+    "reads": Kind(0),
+    "isolated": Kind(1),
+    "steps": Kind(4, own=True),
     "blocks": Kind(1),
     "fails": Kind(0, "failed"),
     "gives_up": Kind(0, "cancelled"),
@@ -204,6 +208,36 @@ async def snoozes(ctx: JobContext) -> Result:
     return result
 
 
+@job(name="chaos.reads", read_only=True, isolation="REPEATABLE READ")
+async def reads(ctx: JobContext) -> Result:
+    """Read, in a transaction that may do nothing else."""
+    result = _began(ctx)
+    await _is_placed(ctx)
+    return result
+
+
+@job(name="chaos.isolated", isolation="SERIALIZABLE", max_attempts=50)
+async def isolated(ctx: JobContext) -> Result:
+    """Read and write, as if alone."""
+    result = _began(ctx)
+    await _is_placed(ctx)
+    await _effect(ctx, 0)
+    return result
+
+
+@job(name="chaos.steps", commits="own", max_attempts=50)
+async def steps(ctx: JobContext, seconds: float) -> Result:
+    """Commit each part for good, with a follow-up, from where an earlier attempt was cut off."""
+    result = _began(ctx)
+    done = text("SELECT count(*) FROM effect WHERE job_id = :job")
+    begun = (await ctx.session.execute(done, {"job": ctx.job_id})).scalar_one()
+    for part in range(begun, KINDS["steps"].parts):
+        await _effect(ctx, part, child=(await noop.enqueue(ctx.session)).id)
+        await ctx.session.commit()
+        await asyncio.sleep(seconds / KINDS["steps"].parts)
+    return result
+
+
 @job(name="chaos.blocks")
 async def blocks(ctx: JobContext, how: str, seconds: float) -> Result:
     """Write, then hold the event loop: asleep, in pure Python, or in C code that keeps the GIL."""
@@ -248,6 +282,10 @@ def _myself() -> JobContext:
     ctx = current_job()
     assert ctx is not None
     return ctx
+
+
+async def _is_placed(ctx: JobContext) -> None:
+    await ctx.session.execute(text("SELECT at FROM placed WHERE job_id = :job"), {"job": ctx.job_id})
 
 
 async def _effect(ctx: JobContext, part: int, child: UUID | None = None) -> None:

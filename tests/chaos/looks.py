@@ -23,12 +23,12 @@ _UNFINISHED: Final = text("SELECT count(*) FROM exarq.job WHERE state IN ('queue
 _LAST_MOVE: Final = text("SELECT coalesce(max(n), 0) FROM history")
 
 # One statement sees one moment. Of the jobs that have moved since the last look: a result if and only if its effects.
-_KINDS: Final = ", ".join(f"('{PREFIX}{name}', {kind.parts})" for name, kind in KINDS.items())
+_KINDS: Final = ", ".join(f"('{PREFIX}{name}', {kind.parts}, {kind.own})" for name, kind in KINDS.items())
 _OUT_OF_STEP: Final = text(f"""
 SELECT job.id, job.state, count(effect.job_id) FROM exarq.job
-JOIN (VALUES {_KINDS}) AS kind (name, parts) USING (name)
+JOIN (VALUES {_KINDS}) AS kind (name, parts, own) USING (name)
 LEFT JOIN effect ON effect.job_id = job.id
-WHERE job.id IN (SELECT job_id FROM history WHERE n > :since)
+WHERE job.id IN (SELECT job_id FROM history WHERE n > :since) AND NOT (own AND job.state <> 'succeeded')
 GROUP BY job.id, job.state, kind.parts
 HAVING count(effect.job_id) <> CASE WHEN job.state = 'succeeded' THEN kind.parts ELSE 0 END
 """)

@@ -133,7 +133,7 @@ class Producer:
         if self._rng.random() < 0.05:
             function = function.options(delay=self._rng.uniform(0.2, 2))
         match kind.split(":"):
-            case ["slow" | "late" | "naps", seconds]:
+            case ["slow" | "late" | "naps" | "steps", seconds]:
                 return function.call(float(seconds) * self._rng.uniform(0.2, 1))  # type: ignore[no-any-return]
             case ["flaky"]:
                 return function.call(self._rng.randint(1, 3))  # type: ignore[no-any-return]

@@ -131,3 +131,24 @@ async def test_a_tcp_connection_finds_out_that_its_peer_is_gone(servers: TestSer
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
         assert await setting(processor, "tcp_user_timeout") in ("10s", "10000")  # it is shown as the system has it
         assert await setting(processor, "tcp_keepalives_idle") == "5"
+
+
+async def test_behind_a_pooler_a_connection_has_a_name_and_leaves_nothing_on_its_backend(database_url: str) -> None:
+    engine = processor_engine(
+        database_url,
+        application_name=lambda: "exarq pooled",
+        connections=1,
+        connect_timeout=SECOND * 5,
+        statement_timeout=SECOND,
+        pooler="pgbouncer",
+    )
+    async with engine.connect() as connection:
+        for _ in range(2):
+            await connection.execute(text("SELECT 1"))
+        left = text("SELECT name FROM pg_prepared_statements WHERE name <> ''")
+        assert (await connection.execute(left)).all() == []
+        assert (await connection.get_raw_connection()).info == {"exarq.named": "exarq pooled", "exarq.reset": ""}
+    found = [await setting(engine, name) for name in ("application_name", "statement_timeout", "tcp_user_timeout")]
+    await engine.dispose()
+
+    assert found == ["exarq pooled", "0", "0"]

@@ -425,7 +425,7 @@ async def test_without_redis_jobs_are_claimed_by_a_scan_and_by_hints_again_when_
 ) -> None:
     async with redis_proxy(redis_url) as (proxy, url):
         behind = load_settings(
-            database={"url": settings.database.url}, redis={"url": url, "timeout": 10}, worker={"lease": 5}
+            database=settings.database.model_dump(), redis={"url": url, "timeout": 10}, worker={"lease": 5}
         )
         async with a_claimer(behind) as (claimer, work):
             job, elsewhere = await a_job(engine), await a_job(engine, queue="elsewhere")
@@ -476,7 +476,7 @@ async def test_an_idle_wait_is_shorter_than_the_redis_timeout(
 
     monkeypatch.setattr(scripts, "wait_for_hint", note)
     impatient = load_settings(
-        database={"url": settings.database.url}, redis={"url": settings.redis.url, "timeout": timeout}
+        database=settings.database.model_dump(), redis={"url": settings.redis.url, "timeout": timeout}
     )
 
     async with a_claimer(impatient) as (claimer, _):
@@ -487,7 +487,7 @@ async def test_an_idle_wait_is_shorter_than_the_redis_timeout(
 
 
 async def test_an_idle_wait_without_hints_does_not_take_redis_for_away(redis: ArqRedis, settings: Settings) -> None:
-    impatient = load_settings(database={"url": settings.database.url}, redis={"url": settings.redis.url, "timeout": 4})
+    impatient = load_settings(database=settings.database.model_dump(), redis={"url": settings.redis.url, "timeout": 4})
 
     async with a_claimer(impatient) as (claimer, _), heard() as told:
         await claimer.claim(10)
@@ -500,7 +500,7 @@ async def test_a_wait_ends_with_a_publish(
     engine: AsyncEngine, redis: ArqRedis, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LONGEST_WAIT", timedelta(minutes=2))
-    patient = load_settings(database={"url": settings.database.url}, redis={"url": settings.redis.url, "timeout": 240})
+    patient = load_settings(database=settings.database.model_dump(), redis={"url": settings.redis.url, "timeout": 240})
     async with a_claimer(patient) as (claimer, work):
         assert await claimer.claim(1) == []
         waiting = asyncio.create_task(claimer.wait())

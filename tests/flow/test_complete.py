@@ -44,7 +44,7 @@ async def writes_and_commits(session: AsyncSession) -> str:
 async def a_proxied_work(settings: Settings, fn: Any) -> AsyncIterator[tuple[Proxy, Work]]:
     async with postgres_proxy(str(settings.database.url)) as (proxy, url):
         behind = load_settings(
-            database={"url": url, "connect_timeout": 10},
+            database={"url": url, "pooler": settings.database.pooler, "connect_timeout": 10},
             redis={"url": settings.redis.url},
             jobs={"first_wait": 0.05, "longest_wait": 0.2},
             worker={"lease": 5},

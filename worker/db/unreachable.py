@@ -13,6 +13,8 @@ from worker.settings.values import masked
 # Class 28: who you are. 3D000: no such database. 42501: what you may do.
 _REFUSED: Final = ("28", "3D000", "42501")
 
+_POOLER_SAYS: Final = "unsupported startup parameter"
+
 
 @contextmanager
 def database_errors(url: str) -> Iterator[None]:
@@ -24,6 +26,10 @@ def database_errors(url: str) -> Iterator[None]:
             if not is_away(error) or isinstance(error, ExarqError):
                 raise
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if _POOLER_SAYS in why:
+                raise DatabaseUnreachable(
+                    f"a pooler answers at {masked(url)}; set database.pooler (EXARQ_DATABASE_POOLER) to pgbouncer"
+                ) from error
             raise DatabaseUnreachable(
                 f"PostgreSQL does not answer at {masked(url)} ({why}); start it, or correct EXARQ_DATABASE_URL"
             ) from error
