@@ -105,11 +105,12 @@ async def test_a_scan_takes_the_first_by_rank(engine: AsyncEngine, work: Work) -
 # ── the start deadline ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("name", [NAME, "nobody.knows"])
 async def test_a_job_that_has_not_started_by_its_deadline_is_cancelled_and_its_function_not_called(
-    engine: AsyncEngine, work: Work
+    engine: AsyncEngine, work: Work, name: str
 ) -> None:
     over = datetime.now(UTC) - timedelta(seconds=1)
-    job_id = await a_job(engine, name=NAME, expires_at=over, run_at=over - timedelta(seconds=1))
+    job_id = await a_job(engine, name=name, expires_at=over, run_at=over - timedelta(seconds=1))
 
     await run_job(work, job_id)
 

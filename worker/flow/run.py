@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from worker.core.context import JobContext
 from worker.core.errors import ExarqError, LeaseLost, UnknownJob
 from worker.core.options import Rules
-from worker.core.outcome import Cancel, Cancelled, ErrorText, Failed, Outcome, Released
+from worker.core.outcome import Cancelled, ErrorText, Failed, Outcome, Released
 from worker.core.registry import Definition
 from worker.flow import complete, legacy
 from worker.flow.attempt import Attempt
@@ -35,8 +35,11 @@ class _Interrupted(Exception):
 
 async def run(work: Work, run: Run) -> None:
     """Run one claimed attempt; its writes and its success commit together or not at all."""
+    if run.claimed.expired_at is not None:  # by PostgreSQL's clock, as it was claimed
+        said = f"expired: no attempt may start after {run.claimed.expired_at}"
+        await complete.end(work, run, Cancelled(said))
+        return
     try:
-        _refuse_expired(run)
         definition = work.registry.get(run.claimed.name)
         attempt = Attempt(work, run.claimed.held, definition.rules)
         try:
@@ -52,12 +55,6 @@ async def run(work: Work, run: Run) -> None:
         raise
     except BaseException as error:  # also a job's sys.exit() and KeyboardInterrupt, which would end the worker
         await complete.end(work, run, _outcome(work, run, error))
-
-
-def _refuse_expired(run: Run) -> None:
-    """End a job as cancelled whose start deadline was over when it was claimed, by PostgreSQL's clock."""
-    if run.claimed.expired_at is not None:
-        raise Cancel(f"expired: no attempt may start after {run.claimed.expired_at}")
 
 
 async def _call(work: Work, run: Run, attempt: Attempt, definition: Definition[Any, ..., Any]) -> Any:
