@@ -126,7 +126,12 @@ async def test_of_many_only_those_in_the_named_states_are_moved(engine: AsyncEng
 
 
 @pytest.mark.parametrize(
-    "holder", [{"state": "queued"}, {"state": "running"}, {"state": "succeeded", "unique_until": NOW + HOUR}]
+    "holder",
+    [
+        {"state": "queued"},
+        {"state": "running", "unique_for": "until_done"},
+        {"state": "succeeded", "unique_until": NOW + HOUR},
+    ],
 )
 async def test_a_key_that_another_job_holds_is_told_and_nothing_moves(engine: AsyncEngine, holder: Any) -> None:
     ours = await a_job(engine, state="failed", finished_at=NOW, unique_key="k")
@@ -139,6 +144,16 @@ async def test_a_key_that_another_job_holds_is_told_and_nothing_moves(engine: As
     assert again is not None
     assert (again.moved, again.key_is_taken) == (False, True)
     assert found == {ours: False, **dict.fromkeys(others, True)}
+
+
+async def test_a_key_that_is_held_until_the_start_only_keeps_no_started_job_from_a_retry(engine: AsyncEngine) -> None:
+    ours = await a_job(engine, state="failed", finished_at=NOW, attempt=2, unique_key="k", unique_for="until_started")
+    await a_job(engine, unique_key="k", unique_for="until_started")
+
+    again = await retry(engine, ours)
+
+    assert again is not None
+    assert again.moved
 
 
 async def test_of_several_with_one_key_the_newest_that_is_meant_gets_it(engine: AsyncEngine) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from tests.flow.helpers import NAME, registry_of
 from tests.support import a_job, attempts, hints, row, run_all, state, until
+from worker.broker.keys import lane_key
 from worker.client import Client
 from worker.core.context import JobContext
 from worker.core.outcome import Fail
@@ -47,17 +48,26 @@ async def test_the_answer_says_what_came_of_it(engine: AsyncEngine, sessions: Se
 async def test_the_hint_goes_out_after_the_commit_and_not_before(
     engine: AsyncEngine, sessions: Sessions, publisher: Publisher, redis: ArqRedis
 ) -> None:
-    job = await a_job(engine, state="failed", finished_at=NOW, queue="night")
+    job = await a_job(engine, state="failed", finished_at=NOW, queue="night", priority=2)
 
     async with sessions() as session:
         await retry(session, job)
         await publisher.flush()
-        before = await hints(redis, "night")
+        before = await redis.zrange(lane_key("night", 2), 0, -1)
         await session.commit()
     await publisher.flush()
 
-    assert before == {}
-    assert list(await hints(redis, "night")) == [str(job)]
+    assert before == []
+    assert await redis.zrange(lane_key("night", 2), 0, -1) == [str(job).encode()]
+
+
+async def test_a_sync_session_retries_too(engine: AsyncEngine, sessions: Sessions) -> None:
+    job = await a_job(engine, state="failed", finished_at=NOW)
+
+    async with sessions.begin() as session:
+        answer = await session.run_sync(retry, job)
+
+    assert answer == Retrial(job, "retried", JobState.QUEUED)
 
 
 async def test_what_rolls_back_was_never_wanted(

@@ -13,10 +13,11 @@ from rich.text import Text
 
 from worker.addresses import redis_url
 from worker.broker.connection import UNREACHABLE, connect
-from worker.broker.keys import queue_key
+from worker.broker.keys import lane_key
 from worker.cli.database import migrated_database
 from worker.cli.output import Column, ago, length, note, print_json, print_table
 from worker.core.errors import SettingsError
+from worker.core.priority import PRIORITIES
 from worker.db import overview
 from worker.db.overview import QueueLine, WorkerLine
 from worker.settings import Settings, load_settings
@@ -66,14 +67,17 @@ async def _hints(settings: Settings, queues: Collection[str]) -> dict[str, int |
     try:
         async with redis.pipeline(transaction=False) as pipe:
             for queue in queues:
-                pipe.zcard(queue_key(queue))
+                for priority in PRIORITIES:
+                    pipe.zcard(lane_key(queue, priority))
             counts = await pipe.execute(raise_on_error=False) if queues else []
     except UNREACHABLE as error:
         note(f"Redis does not answer ({type(error).__name__}: {error}), so its hints are not known")
         return {}
     finally:
         await redis.aclose()
-    return {queue: count if isinstance(count, int) else None for queue, count in zip(queues, counts, strict=True)}
+    lanes = iter(counts)
+    found = {queue: [next(lanes) for _ in PRIORITIES] for queue in queues}
+    return {queue: sum(all_) if all(isinstance(one, int) for one in all_) else None for queue, all_ in found.items()}
 
 
 def _queue_json(line: QueueLine, hints: int | None) -> dict[str, Any]:

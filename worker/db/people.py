@@ -37,6 +37,7 @@ class Again:
     queue: str
     enqueued_ms: float
     installation: UUID
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, overload
 from uuid import UUID
 
 from sqlalchemy.exc import IntegrityError
@@ -16,7 +17,8 @@ from worker.db import people
 from worker.db.failures import schema_needed
 from worker.db.models import Job
 from worker.db.people import Again
-from worker.flow.after_commit import Destination, destination_of, publish_after_commit
+from worker.flow.after_commit import destination_of, publish_after_commit
+from worker.flow.in_session import SyncSession, in_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,18 @@ class Retrial:
     state: JobState | None
 
 
-async def retry(session: AsyncSession, job_id: UUID) -> Retrial:
+@overload
+def retry(session: AsyncSession, job_id: UUID) -> Coroutine[Any, Any, Retrial]: ...
+@overload
+def retry(session: SyncSession, job_id: UUID) -> Retrial: ...
+def retry(session: AsyncSession | SyncSession, job_id: UUID) -> Any:
     """Queue in the session's transaction a job that has ended: it runs again if, and only if, that commits.
 
     Its failures and crashes are forgotten, its attempts stay and are numbered on. One that has succeeded runs again
     too. Until the commit nobody else can move the job.
 
     Args:
-        session: the caller's session.
+        session: the caller's session; with a sync one, nothing is awaited.
         job_id: the job's id, as its `Handle` has it.
 
     Raises:
@@ -52,10 +58,11 @@ async def retry(session: AsyncSession, job_id: UUID) -> Retrial:
         SettingsError: no publisher is bound to the session and no Redis address is set.
 
     """
-    return await session.run_sync(_retry, destination_of(session.sync_session), job_id)
+    return in_session(session, _retry, job_id)
 
 
-def _retry(session: Session, destination: Destination, job_id: UUID) -> Retrial:
+def _retry(session: Session, job_id: UUID) -> Retrial:
+    destination = destination_of(session)
     connection = session.connection(bind_arguments={"mapper": Job})
     try:
         with schema_needed(), connection.begin_nested():
@@ -70,7 +77,7 @@ def _retry(session: Session, destination: Destination, job_id: UUID) -> Retrial:
 
 def hint_of(again: Again) -> Hint:
     """The hint of a job that is due now."""
-    return Hint(again.job_id, again.name, again.queue, 0.0, int(again.enqueued_ms), again.installation)
+    return Hint(again.job_id, again.name, again.queue, 0.0, int(again.enqueued_ms), again.installation, again.priority)
 
 
 def came_to(

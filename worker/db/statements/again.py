@@ -13,31 +13,35 @@ from sqlalchemy import (
     case,
     cast,
     exists,
+    false,
     func,
     literal,
     null,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
 from worker.core.states import FINAL, Ending, JobState
-from worker.db.models import Attempt, Installation, Job, constant
+from worker.db.models import UNIQUE_WHILE, Attempt, Installation, Job, constant
 from worker.db.statements.rows import WANTED_STATE, asked_after, given_ids
+
+
+def _would_hold_its_key() -> ColumnElement[bool]:
+    """Whether the job, waiting again, keeps others from its key: the rest of `UNIQUE_WHILE`."""
+    holds = or_(Job.unique_until.is_not(None), Job.attempt == 0, Job.unique_for == "until_done")
+    return and_(Job.unique_key.is_not(None), func.coalesce(holds, false()))
 
 
 def _key_is_taken() -> ColumnElement[bool]:
     """Whether another job holds this one's unique key."""
     other = aliased(Job)
-    lives = or_(
-        other.unique_until.is_not(None),
-        other.state == constant(JobState.QUEUED),
-        other.state == constant(JobState.RUNNING),
-    )
-    same = and_(other.name == Job.name, other.unique_key == Job.unique_key, other.unique_key.is_not(None))
-    return exists().where(same, lives, other.id != Job.id)
+    same = and_(other.name == Job.name, other.unique_key == Job.unique_key, other.id != Job.id)
+    # Bare names are those of the innermost table, the other job.
+    return exists().where(same, text(f"({UNIQUE_WHILE})"))
 
 
 def _retry_statement(*, waits: bool) -> Select[Any]:
@@ -51,20 +55,22 @@ def _retry_statement(*, waits: bool) -> Select[Any]:
             Job.worker_id,
             Job.started_at,
             Job.finished_at,
-            _key_is_taken().label("taken"),
+            and_(_would_hold_its_key(), _key_is_taken()).label("taken"),
+            _would_hold_its_key().label("holds"),
             asked_after().label("young"),
             and_(final, WANTED_STATE).label("wanted"),
             Job.name,
             Job.queue,
+            Job.priority,
             Job.unique_key,
             cast(func.extract("epoch", Job.enqueued_at) * 1000, Float).label("enqueued_ms"),
         )
         .cte("locked")
     )
     # Of several with one key the newest gets it.
-    rivals = (locked.c.name, locked.c.unique_key, locked.c.wanted, locked.c.young)
+    rivals = (locked.c.name, locked.c.unique_key, locked.c.holds, locked.c.wanted, locked.c.young)
     rank = func.row_number().over(partition_by=rivals, order_by=locked.c.id.desc())
-    beaten = or_(locked.c.taken, and_(locked.c.unique_key.is_not(None), rank > 1))
+    beaten = or_(locked.c.taken, and_(locked.c.holds, rank > 1))
     ranked = select(locked, and_(locked.c.wanted, beaten).label("refused")).cte("ranked")
     now = func.clock_timestamp()
     moved = (
@@ -122,6 +128,7 @@ def _retry_statement(*, waits: bool) -> Select[Any]:
             ranked.c.queue,
             ranked.c.enqueued_ms,
             select(Installation.id).scalar_subquery(),
+            ranked.c.priority,
         )
         .join(moved, moved.c.id == ranked.c.id, isouter=True)
         .add_cte(succeeded)
