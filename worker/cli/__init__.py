@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Background jobs that commit with your data, exactly once.",
     epilog=_ENDINGS,
     no_args_is_help=True,
+    rich_markup_mode=None,  # its help imports a Markdown parser, a third of the time until help is seen
     pretty_exceptions_enable=False,  # it shows local variables, and passwords are in some
     context_settings={"help_option_names": ["-h", "--help"]},
 )
