@@ -93,7 +93,7 @@ class Parent:
             child = await Child.start(self._command, number, of, self._has_begun)
             ended = await self._until_ended(child)
             self._first_is_settled.set()
-            if child.renewed and not self._stopping.is_set():
+            if child.renewed and ended.code == 0 and not self._stopping.is_set():
                 continue
             if ended.refused and self._renewable:
                 emit(ProcessRefused(process=number))
