@@ -114,12 +114,28 @@ def enqueue(
     priority: Annotated[
         int | None, typer.Option("--priority", "-p", help="0 (first) to 9; 5 is usual.", show_default=False)
     ] = None,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            "--wait",
+            metavar="SECONDS",
+            help="Wait so long for its result and print that; ends with 1 if it fails, with 3 if it is not in time.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Enqueue one job and print its id; a name that is not known here is left to a worker that knows it."""
     from worker.cli.enqueue import enqueue_one
 
-    enqueue_one(name, args, {"queue": queue, "delay": delay, "key": key, "priority": priority}, as_json=as_json)
+    code = enqueue_one(
+        name,
+        args,
+        {"queue": queue, "delay": delay, "key": key, "priority": priority},
+        as_json=as_json,
+        wait=wait,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -14,8 +14,16 @@ from worker.addresses import redis_url
 from worker.broker.connection import connect
 from worker.cli.database import migrated_database
 from worker.cli.modules import load_jobs
-from worker.cli.output import note, print_json, print_line
-from worker.core.errors import ArgumentsInvalid, DatabaseUnreachable, nearest_name
+from worker.cli.output import complain, note, print_json, print_line
+from worker.cli.wait import NOT_IN_TIME, result_shown
+from worker.core.errors import (
+    ArgumentsInvalid,
+    DatabaseUnreachable,
+    JobCancelled,
+    JobFailed,
+    ResultTimeout,
+    nearest_name,
+)
 from worker.core.options import Rules
 from worker.core.registry import default_registry
 from worker.db.failures import is_away
@@ -27,13 +35,37 @@ from worker.observe.events import Event, PublishFailed, listen
 from worker.settings import Settings, load_settings
 
 
-def enqueue_one(name: str, text: str, options: EnqueueOptions, *, as_json: bool) -> None:
-    """Enqueue a job, publish its hint and print its id; without Redis the job is stored all the same."""
+def enqueue_one(name: str, text: str, options: EnqueueOptions, *, as_json: bool, wait: float | None = None) -> int:
+    """Enqueue a job, publish its hint and print its id; without Redis the job is stored all the same.
+
+    Given seconds to wait, print its result instead. Returns the exit code.
+    """
+    if wait is not None and not 0 <= wait < float("inf"):
+        raise ArgumentsInvalid(f"--wait takes 0 or more seconds, not {wait:g}")
     settings = load_settings()
     load_jobs(settings)
     args = _arguments(text)
     template(name, Rules(), options)  # refused before anything is asked of a server
-    handle = asyncio.run(_enqueue(settings, name, args, options))
+    try:
+        handle, result = asyncio.run(_enqueue(settings, name, args, options, wait))
+    except ResultTimeout as late:
+        complain(str(late))
+        return NOT_IN_TIME
+    except (JobFailed, JobCancelled) as ended:
+        complain(str(ended))
+        return 1
+    if as_json:
+        said = {} if wait is None else {"result": result}
+        print_json({"id": handle.id, "name": handle.name, "happened": handle.happened, **said})
+    elif wait is None:
+        print_line(str(handle.id))
+    else:
+        print_json(result)
+    return 0
+
+
+def _note_on(handle: Handle, options: EnqueueOptions) -> None:
+    name = handle.name
     if name not in default_registry:
         note(
             f"no job named {name!r} is registered here, so its arguments are not checked and it waits for a worker that"
@@ -41,13 +73,16 @@ def enqueue_one(name: str, text: str, options: EnqueueOptions, *, as_json: bool)
         )
     if handle.happened == "exists":
         note(f"{name} with the key {options.get('key')!r} is enqueued already; this is its job")
-    if as_json:
-        print_json({"id": handle.id, "name": handle.name, "happened": handle.happened})
-    else:
-        print_line(str(handle.id))
 
 
-async def _enqueue(settings: Settings, name: str, args: Mapping[str, Any], options: EnqueueOptions) -> Handle:
+def _plain(name: str, result: Any) -> Any:
+    """The result as it is stored, whether its type is known here or not."""
+    return from_json(default_registry.get(name).signature.encode_result(result)) if name in default_registry else result
+
+
+async def _enqueue(
+    settings: Settings, name: str, args: Mapping[str, Any], options: EnqueueOptions, wait: float | None
+) -> tuple[Handle, Any]:
     redis = connect(redis_url(settings), timeout=settings.redis.timeout)
     publisher = Publisher(redis, lease=settings.worker.lease, closes_redis=True)
     end = listen(_tell)
@@ -58,7 +93,8 @@ async def _enqueue(settings: Settings, name: str, args: Mapping[str, Any], optio
         ):
             handle = await enqueue(session, name, args, **options)
             await _commit(session, handle)
-        return handle
+            _note_on(handle, options)
+            return handle, None if wait is None else _plain(name, await result_shown(engine, handle, wait))
     finally:
         await publisher.close()
         end()
