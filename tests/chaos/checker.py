@@ -131,6 +131,12 @@ INVARIANTS: Final[Mapping[str, str]] = {
         LEFT JOIN history ON job_id = id AND was = 'queued' AND became = 'running'
         GROUP BY job.id HAVING max(job.attempt) <> count(history.n)
     """,
+    "two_live": """
+        SELECT later.id, 'came while ' || live.id || ' had its key and was not done' FROM keyed AS live
+        JOIN keyed AS later USING (name, unique_key) CROSS JOIN LATERAL (
+            SELECT became FROM history WHERE job_id = live.id AND at < later.came ORDER BY n DESC LIMIT 1) AS stood
+        WHERE live.id <> later.id AND stood.became IN ('queued', 'running')
+    """,
     "innocents_failed": """
         SELECT id, 'failed after ' || failures || ' failures and ' || crashes || ' crashes: ' || coalesce(error, '')
         FROM ours CROSS JOIN LATERAL (
@@ -171,6 +177,12 @@ SELECT job.*, kind.parts, kind.ends, kind.own, coalesce(written.effects, 0) AS e
 LEFT JOIN (SELECT job_id, count(*) AS effects FROM effect GROUP BY job_id) AS written ON written.job_id = job.id
 """
 
+_KEYED: Final = """
+CREATE TEMPORARY TABLE keyed ON COMMIT DROP AS
+SELECT job.id, name, unique_key, min(at) AS came FROM exarq.job JOIN history ON job_id = job.id
+WHERE unique_for = 'until_done' AND unique_key IS NOT NULL GROUP BY job.id
+"""
+
 
 async def check(
     engine: AsyncEngine, folder: Path, *, excuses: Iterable[Excuse], poisoned: Set[UUID], out_of_step: Iterable[Any]
@@ -191,6 +203,7 @@ async def check(
             await connection.execute(text(statement.rstrip(";")))
         await _load(connection, lines, list(excuses), poisoned, list(out_of_step))
         await connection.execute(text(_OURS))
+        await connection.execute(text(_KEYED))
         for table in ("told", "ran", "ours"):
             await connection.execute(text(f"ANALYZE {table}"))
         await connection.execute(text("CREATE INDEX ON ran (job_id)"))

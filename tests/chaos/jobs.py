@@ -7,6 +7,7 @@ import ctypes
 import os
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -56,6 +57,7 @@ KINDS: Final[dict[str, Kind]] = {
     "fails": Kind(0, "failed"),
     "gives_up": Kind(0, "cancelled"),
     "poison": Kind(0, "failed"),
+    "too_late": Kind(0, "cancelled"),
 }
 
 _EFFECT: Final = text("INSERT INTO effect VALUES (:job, :part, :attempt, :child)")
@@ -262,6 +264,12 @@ async def gives_up(ctx: JobContext) -> Result:
     _began(ctx)
     await _effect(ctx, 0)
     raise Cancel("not wanted any more")
+
+
+@job(name="chaos.too_late", expires=timedelta(microseconds=1))
+async def too_late(ctx: JobContext) -> Result:
+    """Never run: no claim is so quick."""
+    return _began(ctx)
 
 
 @job(name="chaos.poison")

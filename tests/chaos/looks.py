@@ -14,10 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.chaos.checker import Offence
 from tests.chaos.jobs import KINDS, PREFIX
-from worker.broker.keys import PAYLOAD_PREFIX, queue_key, wake_key
+from worker.broker.keys import PAYLOAD_PREFIX, lane_key, wake_key
 from worker.core.names import DEFAULT_QUEUE
+from worker.core.priority import PRIORITIES
 
 PLACE: Final = text("INSERT INTO placed (job_id) SELECT unnest(CAST(:jobs AS uuid[]))")
+
+LANES: Final = [lane_key(DEFAULT_QUEUE, priority) for priority in PRIORITIES]
 
 _UNFINISHED: Final = text("SELECT count(*) FROM exarq.job WHERE state IN ('queued', 'running')")
 _LAST_MOVE: Final = text("SELECT coalesce(max(n), 0) FROM history")
@@ -72,12 +75,17 @@ async def progress(engine: AsyncEngine, redis: ArqRedis) -> Progress:
     async with engine.connect() as connection:
         waiting = int((await connection.execute(_UNFINISHED)).scalar_one())
         last_move = int((await connection.execute(_LAST_MOVE)).scalar_one())
-    return Progress(waiting, last_move, int(await redis.zcard(queue_key(DEFAULT_QUEUE))))
+    return Progress(waiting, last_move, await count_of_hints(redis))
+
+
+async def count_of_hints(redis: ArqRedis) -> int:
+    """How many hints are in Redis."""
+    return sum([int(await redis.zcard(lane)) for lane in LANES])
 
 
 async def knows_hints(redis: ArqRedis, number: int) -> bool:
     """Whether at least so many hints are in Redis."""
-    return bool(await redis.zcard(queue_key(DEFAULT_QUEUE)) >= number)
+    return await count_of_hints(redis) >= number
 
 
 async def holder(engine: AsyncEngine, job_id: UUID) -> UUID | None:
@@ -135,9 +143,10 @@ async def missing_hints(engine: AsyncEngine, redis: ArqRedis) -> list[UUID]:
     before = await _waiting(engine)
     if not before:
         return []
-    scores = await redis.zmscore(queue_key(DEFAULT_QUEUE), [str(job_id) for job_id in before])
+    of_lanes = [await redis.zmscore(lane, [str(job_id) for job_id in before]) for lane in LANES]
+    known = [any(score is not None for score in scores) for scores in zip(*of_lanes, strict=True)]
     after = await _waiting(engine)
-    return [job_id for job_id, score in zip(before, scores, strict=True) if score is None and job_id in after]
+    return [job_id for job_id, there in zip(before, known, strict=True) if not there and job_id in after]
 
 
 async def _waiting(engine: AsyncEngine) -> list[UUID]:
@@ -171,10 +180,10 @@ async def orphan_keys(engine: AsyncEngine, redis: ArqRedis, evicted: Set[str]) -
             for id_ in (await connection.execute(text("SELECT id FROM exarq.job WHERE state = 'queued'"))).scalars()
         }
     prefix = PAYLOAD_PREFIX.encode()
-    hints = {raw.decode() for raw in await redis.zrange(queue_key(DEFAULT_QUEUE), 0, -1)}
+    hints = {raw.decode() for lane in LANES for raw in await redis.zrange(lane, 0, -1)}
     keys = {key async for key in redis.scan_iter(count=1000)}
     payloads = {key.removeprefix(prefix).decode() for key in keys if key.startswith(prefix)} - evicted
-    known = {queue_key(DEFAULT_QUEUE).encode(), wake_key(DEFAULT_QUEUE).encode()}
+    known = {key.encode() for key in (*LANES, wake_key(DEFAULT_QUEUE))}
     others = {key for key in keys - known if not key.startswith(prefix)}
     return [
         *(Offence("orphan_keys", str(key), "nobody knows whose it is") for key in sorted(others)),

@@ -36,6 +36,7 @@ SEED: Final = "CHAOS_SEED"
 DATABASE: Final = "CHAOS_DATABASE"
 REDIS: Final = "CHAOS_REDIS"
 _AT_ONCE: Final = 4
+_KEYS: Final = 20
 _PLACED: Final = text("INSERT INTO placed (job_id) SELECT unnest(CAST(:jobs AS uuid[]))")
 
 
@@ -109,6 +110,8 @@ class Producer:
                 kept = [handle.id for handle in handles]
             elif dice < 0.10:
                 kept = [(await enqueue(session, "chaos.one")).id]
+            elif dice < 0.18:
+                kept = await self._keyed(session)
             else:
                 kept = [(await self._one(session)).id]
             undone = await self._undone_in_a_savepoint(session) if dice > 0.9 else []
@@ -122,7 +125,18 @@ class Producer:
             await self._commit(session, kept)
             if undone:
                 self._evidence.note("rolled back", jobs=undone)
-            return len(kept)
+            return max(1, len(kept))
+
+    async def _keyed(self, session: AsyncSession) -> list[UUID]:
+        """Jobs whose keys other transactions are after too; those that were there already are not of this one."""
+        unique: list[Any] = ["until_started", "until_done", timedelta(seconds=1)]
+        calls = [
+            jobs.one.options(
+                key=str(self._rng.randint(1, _KEYS)), unique=self._rng.choice(unique), delay=self._rng.choice([0, 0.5])
+            ).call()
+            for _ in range(self._rng.randint(1, 3))
+        ]
+        return [handle.id for handle in await enqueue_many(session, calls) if handle.happened == "created"]
 
     async def _one(self, session: AsyncSession) -> Any:
         return (await enqueue_many(session, [self._call()]))[0]
@@ -130,8 +144,12 @@ class Producer:
     def _call(self) -> Call:
         kind = self._rng.choices(list(self._mix), list(self._mix.values()))[0]
         function: Any = getattr(jobs, kind.split(":")[0])
+        options: dict[str, Any] = {}
         if self._rng.random() < 0.05:
-            function = function.options(delay=self._rng.uniform(0.2, 2))
+            options["delay"] = self._rng.uniform(0.2, 2)
+        if self._rng.random() < 0.15:
+            options["priority"] = self._rng.randint(0, 9)
+        function = function.options(**options)
         match kind.split(":"):
             case ["slow" | "late" | "naps" | "steps", seconds]:
                 return function.call(float(seconds) * self._rng.uniform(0.2, 1))  # type: ignore[no-any-return]

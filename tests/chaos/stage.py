@@ -41,6 +41,7 @@ WORKERS: Final = 3
 PRODUCERS: Final = 2
 MIX: Final[dict[str, float]] = {
     "noop": 30,
+    "too_late": 1,
     "one": 30,
     "several": 10,
     "commits": 8,

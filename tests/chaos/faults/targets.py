@@ -15,8 +15,6 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from tests.chaos import jobs, looks
 from tests.chaos.faults import Measured, fault
 from tests.chaos.stage import Stage
-from worker.broker.keys import queue_key
-from worker.core.names import DEFAULT_QUEUE
 from worker.flow.cancel import cancel
 
 WAITING = 100_000
@@ -36,7 +34,7 @@ async def flush_of_100_000(stage: Stage) -> Measured:
         left = max(1.0, 29.0 - (time.monotonic() - begun))  # all due at one moment, within reconcile's horizon
         await stage.place(*[jobs.noop.options(delay=left).call()] * 10_000)
     took = time.monotonic() - begun
-    known = await stage.redis.zcard(queue_key(DEFAULT_QUEUE))
+    known = await looks.count_of_hints(stage.redis)
     await stage.redis.flushall()
     flushed = time.monotonic()
     await stage.until(lambda: looks.knows_hints(stage.redis, known), "all are published again", 60)
