@@ -62,7 +62,7 @@ async def test_an_isolated_attempt_costs_no_round_trip_more(engine: AsyncEngine,
         await run_new(work, engine)
 
     assert sent[:2] == ["BEGIN ISOLATION LEVEL SERIALIZABLE;", "COMMIT;"]  # prepared statements are not shown
-    assert len(sent) == 3  # and the reset
+    assert len(sent) <= 3  # and the reset, where there is no pooler
 
 
 async def test_an_attempt_that_could_not_be_serialized_is_tried_again_and_counts_as_no_failure(

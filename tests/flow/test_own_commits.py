@@ -220,13 +220,13 @@ async def test_a_connection_that_dies_between_two_commits_costs_an_attempt_and_n
     engine: AsyncEngine, settings: Settings
 ) -> None:
     async def job(session: AsyncSession) -> None:
-        before = await session.execute(text("SELECT count(*), pg_backend_pid() FROM note"))
-        count, pid = before.one()
+        count = (await session.execute(text("SELECT count(*) FROM note"))).scalar_one()
         await note(session, f"{count}")
         await session.commit()
         if count == 0:
-            await end_backend(engine, pid)
             await note(session, "lost")
+            await end_backend(engine, (await session.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+            await note(session, "never sent")
 
     async with a_work_with(settings, job, **OWN) as work:
         job_id, _ = await run_new(work, engine)
