@@ -278,3 +278,11 @@ def test_a_cut_says_how_many_characters_are_gone(length: int, limit: int) -> Non
 
 def test_what_is_escaped_stays_visible() -> None:
     assert storable_text("a\0b\ud83dc😀\n", 100) == "a\\x00b\\ud83dc😀\n"
+
+
+def test_the_text_of_a_group_says_what_its_first_error_says() -> None:
+    error = ExceptionGroup("of a TaskGroup", [ExceptionGroup("inner", [ValueError("no such invoice")]), KeyError(1)])
+
+    text = ErrorText.of(error)
+
+    assert text.message == "of a TaskGroup (2 sub-exceptions): ValueError: no such invoice"

@@ -137,6 +137,9 @@ def test_other_names_are_refused(registry: Registry, option: str, word: object) 
         ({"read_only": 1}, "read_only must be True or False, not 1"),
         ({"commits": "mine"}, "commits must be None or one of \"own\", not 'mine'"),
         ({"commits": "own", "read_only": True}, "a job that is read_only has nothing to commit; leave commits out"),
+        ({"lazy_loads": -1}, "lazy_loads must be a whole number of at least 0, or None, not -1"),
+        ({"lazy_loads": 1.5}, "lazy_loads must be"),
+        ({"lazy_loads": True}, "lazy_loads must be"),
     ],
 )
 def test_an_option_out_of_range_is_refused(registry: Registry, options: dict[str, Any], message: str) -> None:

@@ -122,6 +122,35 @@ class TransactionEscaped(ExarqError):
     """Raised when a job ends or replaces the attempt's transaction behind the session's back."""
 
 
+class SessionShared(ExarqError):
+    """Raised when a task other than the one that runs a job uses the job's session; nothing of it was done."""
+
+    def __init__(self, job: str, owner: str, user: str, advice: str) -> None:
+        super().__init__(f"{user} used the session of {job}, which belongs to {owner}; {advice}")
+
+
+class SessionLeftOpen(ExarqError):
+    """Raised when a job returns while a session or a connection that it opened itself is still open."""
+
+    def __init__(self, count: int) -> None:
+        what = "a connection was" if count == 1 else f"{count} connections were"
+        super().__init__(
+            f"the job returned while {what} still open that it had taken from the jobs' pool beside its own session, so"
+            ' what was not committed there is lost; open such sessions with `async with ctx["sessions"]() as own:`,'
+            " or use the job's session, whose writes commit together with the job's success"
+        )
+
+
+class LazyLoadRefused(ExarqError):
+    """Raised when async code reads an attribute that is not loaded, so that reading it would have to wait."""
+
+    def __init__(self, attribute: str, line: str, advice: str) -> None:
+        super().__init__(
+            f"{attribute} is not loaded, and async code cannot wait for PostgreSQL while it reads an attribute"
+            f" ({line}); {advice}"
+        )
+
+
 class TransactionAborted(ExarqError):
     """Raised when a job returns although a statement failed and its transaction can only be rolled back."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeAlias, TypedDict, get_args
+from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 from worker.core.errors import DefinitionError, nearest
 from worker.core.names import DEFAULT_QUEUE, LONGEST_NAME, RESERVED_QUEUES, is_name
@@ -14,6 +14,7 @@ from worker.core.retry import as_delay
 
 Isolation: TypeAlias = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 Commits: TypeAlias = Literal["own"]
+_LAZY_LOADS: Final = 50
 
 
 class JobOptions(TypedDict, total=False):
@@ -28,6 +29,7 @@ class JobOptions(TypedDict, total=False):
     commits: Commits | None
     priority: int
     expires: float | timedelta | None
+    lazy_loads: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Rules:
         commits: "own" where each commit of the job is a real one; None where all it writes commits with its success.
         priority: 0 to 9, 0 first.
         expires: how long after a job is first due an attempt may start; None for ever.
+        lazy_loads: how many an attempt's sync code may make before a warning; None: it never warns.
 
     """
 
@@ -54,6 +57,7 @@ class Rules:
     commits: Commits | None = None
     priority: int = DEFAULT_PRIORITY
     expires: timedelta | None = None
+    lazy_loads: int | None = _LAZY_LOADS
 
     @classmethod
     def of(cls, options: JobOptions, label: str) -> Rules:
@@ -81,6 +85,7 @@ class Rules:
             commits=_one_of(get_args(Commits), commits, "commits", label),
             priority=_checked_priority(given.get("priority", DEFAULT_PRIORITY), label),
             expires=_checked_duration("expires", given.get("expires"), "sets no deadline", label),
+            lazy_loads=_checked_lazy_loads(given.get("lazy_loads", _LAZY_LOADS), label),
         )
 
 
@@ -136,3 +141,11 @@ def _one_of(known: tuple[str, ...], value: object, what: str, label: str) -> Any
         return value
     shown = ", ".join(f'"{word}"' for word in known)
     raise DefinitionError(f"{label}: {what} must be None or one of {shown}, not {value!r}")
+
+
+def _checked_lazy_loads(budget: object, label: str) -> int | None:
+    if budget is None:
+        return None
+    if not isinstance(budget, int) or isinstance(budget, bool) or budget < 0:
+        raise DefinitionError(f"{label}: lazy_loads must be a whole number of at least 0, or None, not {budget!r}")
+    return budget

@@ -110,13 +110,21 @@ class ErrorText:
         """The texts of an exception, cut to 500, 2,000 and 20,000 characters; never raises."""
         return cls(
             _safely(lambda: _type_name(type(error)), TYPE_LIMIT),
-            _safely(lambda: str(error), MESSAGE_LIMIT),
+            _safely(lambda: _message(error), MESSAGE_LIMIT),
             _safely(lambda: "".join(traceback.format_exception(error)), TRACEBACK_LIMIT),
         )
 
 
 def _type_name(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _message(error: BaseException) -> str:
+    """The message; a group's own, as of a TaskGroup, says only how many there are, so the first of them follows."""
+    first = error
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return str(error) if first is error else f"{error}: {_type_name(type(first))}: {first}"
 
 
 def _safely(make: Callable[[], str], limit: int) -> str:

@@ -7,16 +7,23 @@ SQLAlchemy's greenlet: inside the job's own statements, or under `AsyncSession.r
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, Transaction, event
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, Transaction, event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from worker.core.errors import DatabaseUnreachable, TransactionAborted, TransactionEscaped
+from worker.core.errors import DatabaseUnreachable, SessionLeftOpen, TransactionAborted, TransactionEscaped
+from worker.db.beside import Beside, watch
 from worker.db.engine import RESET, RESET_KEY
 from worker.db.failures import is_away
+from worker.db.lazy import LazyLoads, refuse_lazy_load
+from worker.db.owner import Owner
+
+T = TypeVar("T")
 
 _ATTEMPT = "exarq.attempt"
 
@@ -38,14 +45,13 @@ _LOST = (
     " cannot go on from there: let the error pass, so that it is run again"
 )
 
-_OUTLIVED = (
-    "the attempt has ended and its session with it; a task that a job starts must end before the job does: await it,"
-    " or use asyncio.TaskGroup"
-)
+_OUTLIVED = "the attempt has ended and its session with it; nothing more can be done with it"
 
 
 class AttemptTransaction:
     """One transaction on one connection, both taken at the first statement and never before.
+
+    Its `owner` is set by who makes it.
 
     Args:
         engine: the jobs' engine.
@@ -54,8 +60,12 @@ class AttemptTransaction:
 
     """
 
+    owner: Owner
+
     def __init__(self, engine: Engine, isolation: str | None = None, *, read_only: bool = False) -> None:
         self._engine = engine
+        self._beside = Beside()
+        self.lazy_loads = LazyLoads()
         self._options: dict[str, Any] = {}
         if isolation is not None:
             self._options["isolation_level"] = isolation
@@ -73,6 +83,30 @@ class AttemptTransaction:
     def taken(self) -> bool:
         """Whether a connection was taken, so that the completion belongs into its transaction."""
         return self._connection is not None
+
+    def require_owner(self) -> None:
+        """Refuse the session to every task but the one that runs the job, and to all once the attempt has ended.
+
+        Raises: `SessionShared`, `TransactionEscaped`.
+        """
+        self.owner.require(ended=self._closed)
+        if self._closed:
+            raise TransactionEscaped(_OUTLIVED)
+
+    def require_orderly(self) -> None:
+        """Refuse a success when another task had used the session, or something taken beside it was left open.
+
+        Raises: `SessionShared`, `SessionLeftOpen`.
+        """
+        if self.owner.shared is not None:
+            raise self.owner.shared
+        if left := self.left_open():
+            raise SessionLeftOpen(len(left))
+
+    def left_open(self) -> list[PoolProxiedConnection]:
+        """What the job took from the pool beside its session and has not given back."""
+        own = self._connection
+        return self._beside.left_open(None if own is None or own.invalidated else own.connection)
 
     def connection(self) -> Connection:
         """The connection, inside the transaction; the session asks before each statement."""
@@ -151,8 +185,6 @@ class AttemptTransaction:
     def _begun(self) -> Connection:
         if self._escaped:
             raise TransactionEscaped(_ESCAPED)
-        if self._closed:
-            raise TransactionEscaped(_OUTLIVED)
         if self._connection is None:
             self._connection = _connect(self._engine)
         if self._kept and self._connection.invalidated:
@@ -183,24 +215,86 @@ class AttemptSession(Session):
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         """The attempt's connection, taken now if this is the first statement."""
+        refuse_lazy_load()
         if self.attempt is None:
             return super().get_bind(*args, **kwargs)
+        self.attempt.require_owner()
         return self.attempt.connection()
+
+    def flush(self, *args: Any, **kwargs: Any) -> None:
+        """Flush as any session does; a lazy load does it first, and must not fail halfway for want of a greenlet."""
+        refuse_lazy_load()
+        self.require_owner()
+        super().flush(*args, **kwargs)
 
     def close(self) -> None:
         """Close as any session does: what was not committed is rolled back."""
+        self.require_owner()
+        self.end()
+
+    def end(self) -> None:
+        """Close for the worker, whichever task it does so in."""
         self._leave_uncommitted()
         super().close()
 
     def reset(self) -> None:
         """Reset as any session does: what was not committed is rolled back."""
+        self.require_owner()
         self._leave_uncommitted()
         super().reset()
+
+    def require_owner(self) -> None:
+        """Refuse an attempt's session to every task but the one that runs the job."""
+        if self.attempt is not None:
+            self.attempt.require_owner()
 
     def _leave_uncommitted(self) -> None:
         # A session that joined rolls nothing back by itself when it is closed.
         if self.attempt is not None and self.in_transaction():
-            self.rollback()
+            super().rollback()
+
+
+def _for_its_owner(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def guarded(session: AttemptSession, *args: Any, **kwargs: Any) -> Any:
+        session.require_owner()
+        return method(session, *args, **kwargs)
+
+    return guarded
+
+
+# Statements are guarded in `get_bind`, what is added in `before_attach`; these may do their work without either.
+for _name in (
+    "begin",
+    "commit",
+    "delete",
+    "delete_all",
+    "expire_all",
+    "get",
+    "invalidate",
+    "refresh",
+    "rollback",
+):
+    setattr(AttemptSession, _name, _for_its_owner(getattr(Session, _name)))
+
+
+class JobSession(AsyncSession):
+    """The session as jobs have it: an attempt's is closed in the job's own task, where SQLAlchemy starts another."""
+
+    async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        """Close; an attempt's needs no shield, for the worker closes it in any case."""
+        if _ATTEMPT in self.info:
+            await self.close()
+        else:
+            await super().__aexit__(type_, value, traceback)
+
+    async def run_sync(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run sync code, in which attributes may load lazily: an attempt counts how often they do."""
+        attempt = self.info.get(_ATTEMPT)
+        if attempt is None:
+            return await super().run_sync(fn, *args, **kwargs)
+        with attempt.lazy_loads.counted(self.sync_session):
+            return await super().run_sync(fn, *args, **kwargs)
 
 
 def make_sessions(engine: AsyncEngine, info: dict[str, Any]) -> async_sessionmaker[AsyncSession]:
@@ -214,6 +308,7 @@ def make_sessions(engine: AsyncEngine, info: dict[str, Any]) -> async_sessionmak
     guard(engine)
     return async_sessionmaker(
         engine,
+        class_=JobSession,
         sync_session_class=AttemptSession,
         expire_on_commit=False,
         join_transaction_mode="rollback_only",
@@ -222,9 +317,10 @@ def make_sessions(engine: AsyncEngine, info: dict[str, Any]) -> async_sessionmak
 
 
 def guard(engine: AsyncEngine) -> None:
-    """Keep the jobs on this engine's connections from ending an attempt's transaction behind its back."""
+    """Watch the connections of this engine: who takes them, and that nobody ends an attempt's transaction on them."""
     event.listen(engine.sync_engine, "commit", _before_commit)
     event.listen(engine.sync_engine, "before_cursor_execute", _only_inside)
+    watch(engine)
 
 
 def joining(attempt: AttemptTransaction) -> dict[str, Any]:
@@ -238,6 +334,11 @@ def _keep(session: AttemptSession) -> None:
         session.attempt.keep()
 
 
+@event.listens_for(AttemptSession, "before_attach")
+def _attach(session: AttemptSession, _instance: Any) -> None:
+    session.require_owner()
+
+
 def _before_commit(connection: Connection) -> None:
     attempt = connection.info.get(_ATTEMPT)
     if attempt is not None:
@@ -245,8 +346,11 @@ def _before_commit(connection: Connection) -> None:
 
 
 def _only_inside(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-    if _ENDS_TRANSACTION.match(statement) and (attempt := connection.info.get(_ATTEMPT)) is not None:
-        attempt.refuse_foreign_end()
+    attempt = connection.info.get(_ATTEMPT)
+    if attempt is not None:
+        attempt.require_owner()  # of a connection that the job passed on
+        if _ENDS_TRANSACTION.match(statement):
+            attempt.refuse_foreign_end()
 
 
 def _connect(engine: Engine) -> Connection:

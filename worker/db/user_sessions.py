@@ -17,7 +17,7 @@ from worker.core.outcome import ErrorText
 from worker.db.engine import RESET, RESET_KEY, introduce
 from worker.db.failures import schema_needed
 from worker.db.reads import installation_id
-from worker.db.session import AttemptSession, guard
+from worker.db.session import AttemptSession, JobSession, guard
 
 _SETTING: Final = "database.sessions"
 
@@ -77,7 +77,7 @@ class UserSessions:
             if pooler is None:
                 event.remove(self.engine.sync_engine, "connect", settle)
 
-        return async_sessionmaker(class_=self._factory.class_, **{**self._factory.kw, **ours}), end
+        return async_sessionmaker(class_=_for_jobs(self._factory.class_), **{**self._factory.kw, **ours}), end
 
     @property
     def room(self) -> int | None:
@@ -135,6 +135,12 @@ def _joining(factory: async_sessionmaker[AsyncSession]) -> type[Session]:
     if issubclass(AttemptSession, users):
         return AttemptSession
     return type(users.__name__, (AttemptSession, users), {})
+
+
+def _for_jobs(users: type[AsyncSession]) -> type[AsyncSession]:
+    if issubclass(JobSession, users):
+        return JobSession
+    return type(users.__name__, (JobSession, users), {})
 
 
 def _say_and_remember(application_name: Callable[[], str]) -> Callable[[Any, Any], None]:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import PendingRollbackError
@@ -20,8 +20,9 @@ from worker.core.remarks import NOTHING, Remarks
 from worker.db import transitions
 from worker.db.failures import is_aborted
 from worker.db.own_commits import OwnCommits
+from worker.db.owner import Owner
 from worker.db.read_only import ReadOnly
-from worker.db.session import AttemptTransaction, joining
+from worker.db.session import AttemptSession, AttemptTransaction, joining
 from worker.db.transitions import Held
 from worker.flow.after_commit import OUTBOX, Outbox
 from worker.flow.publish import Publishable
@@ -51,15 +52,23 @@ class Attempt:
 
     Args:
         work: the worker's parts.
-        held: the job, for a definition whose commits are its own.
+        held: the job, for a definition whose commits are its own, and for messages.
         rules: the definition's options.
+        task: the task that runs the job, which alone may use the session; None: the one in which this is called.
 
     """
 
-    def __init__(self, work: Work, held: Held | None = None, rules: Rules = _ANY_RULES) -> None:
+    def __init__(
+        self,
+        work: Work,
+        held: Held | None = None,
+        rules: Rules = _ANY_RULES,
+        task: asyncio.Task[None] | None = None,
+    ) -> None:
         self._work = work
         self._session: AsyncSession | None = None
         self.transaction = _transaction(work, held, rules)
+        self.transaction.owner = Owner(task or asyncio.current_task(), held)
         self._outbox = Outbox(_NO_FOLLOW_UPS if rules.read_only else None)
 
     def session(self) -> AsyncSession:
@@ -81,13 +90,16 @@ class Attempt:
 
         Raises:
             LeaseLost: somebody else holds the job.
+            SessionShared: another task had used the session.
+            SessionLeftOpen: the job left something open that it took beside its session.
             TransactionAborted: a statement failed and nobody rolled back.
             TransactionEscaped: the job ended the transaction behind its session's back.
 
         """
+        self.transaction.require_orderly()
         if self._session is None:
             return False
-        return await self._session.run_sync(self._commit_success, held, result, remarks)
+        return await self._in_greenlet(self._commit_success, held, result, remarks)
 
     def _commit_success(self, session: Session, held: Held, result: str, remarks: Remarks) -> bool:
         try:
@@ -109,17 +121,20 @@ class Attempt:
 
     async def close(self) -> None:
         """Roll back what was not committed and give the connection back, or throw it away where that fails."""
+        for connection in self.transaction.left_open():  # others wait for its place in the pool
+            with contextlib.suppress(Exception):
+                await self.in_greenlet(connection.invalidate)
         if self._session is None:
             self.transaction.close()  # a task that outlives its job must not open it now
             return
         # A connection that cannot be rolled back says nothing about the job, whose error or success stands.
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_CLOSE_LIMIT.total_seconds()):
-                await self._session.run_sync(self._close)
+                await self._in_greenlet(self._close)
 
-    def _close(self, session: Session) -> None:
+    def _close(self, session: AttemptSession) -> None:
         try:
-            session.close()
+            session.end()
         except BaseException:
             self.transaction.discard()
             raise
@@ -132,7 +147,11 @@ class Attempt:
 
     async def in_greenlet(self, call: Callable[[], T]) -> T:
         """Call sync code that may use the attempt's connection."""
-        return await self.session().run_sync(lambda _: call())
+        return await self._in_greenlet(lambda _: call())
+
+    async def _in_greenlet(self, call: Callable[..., T], *args: Any) -> T:
+        # Not as a job does: what is loaded here is no lazy load of the job's.
+        return await AsyncSession.run_sync(self.session(), call, *args)
 
 
 def _transaction(work: Work, held: Held | None, rules: Rules) -> AttemptTransaction:

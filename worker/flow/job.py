@@ -146,6 +146,7 @@ def job(fn: Any = None, /, **options: Unpack[JobOptions]) -> Any:
             once per attempt, and an attempt that runs again sees what the earlier ones committed.
             `priority`: from 0, which comes first, to 9; without one, 5. See `worker.core.priority.STEP`.
             `expires`: seconds, or a timedelta, after a job is first due; no attempt starts later than that.
+            `lazy_loads`: after how many lazy loads of an attempt's sync code it is reported, 50; None: after none.
 
     Raises:
         DefinitionError: the function cannot be a job, or an option is not one; the message says how it must look.

@@ -15,7 +15,7 @@ from worker.core.errors import ExarqError, LeaseLost, UnknownJob
 from worker.core.options import Rules
 from worker.core.outcome import Cancelled, ErrorText, Failed, Outcome, Released
 from worker.core.registry import Definition
-from worker.flow import complete, legacy
+from worker.flow import complete, lazy_loads, legacy
 from worker.flow.attempt import Attempt
 from worker.flow.holdings import Because, Run
 from worker.flow.work import Work
@@ -41,7 +41,7 @@ async def run(work: Work, run: Run) -> None:
         return
     try:
         definition = work.registry.get(run.claimed.name)
-        attempt = Attempt(work, run.claimed.held, definition.rules)
+        attempt = Attempt(work, run.claimed.held, definition.rules, run.task)
         try:
             result = await _call(work, run, attempt, definition)
             await complete.succeed(work, run, attempt, definition.signature.encode_result(result))
@@ -84,6 +84,8 @@ async def _call(work: Work, run: Run, attempt: Attempt, definition: Definition[A
         raise
     finally:
         run.in_function = False
+        if loads := attempt.transaction.lazy_loads:
+            lazy_loads.remark(run, definition.rules.lazy_loads, loads)
         if run.cancelled_because is not None and run.task is not None:
             run.task.uncancel()  # also where the job swallowed it: what follows has limits of its own
 

@@ -320,6 +320,20 @@ class LoopBlocked(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class LazyLoadsOverBudget(Event):
+    """The sync code of an attempt loaded more attributes lazily than its definition allows."""
+
+    level = logging.WARNING
+    text = "more lazy loads than @job(lazy_loads=…) allows"
+    job: UUID
+    name: str
+    allowed: int
+    lazy_loads: int
+    most: str
+    instead: str
+
+
+@dataclass(frozen=True, slots=True)
 class SelfFenced(Event):
     """No beat could be made for a lease; the worker cancelled its own runs."""
 
