@@ -30,9 +30,13 @@ _ATTEMPT = "exarq.attempt"
 # Each alternative begins with another character and each comment has one reading: no input makes it search long.
 _COMMENTS: Final = r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)*"
 _TO_SAVEPOINT: Final = r"(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b)"
-_ENDS_TRANSACTION: Final = re.compile(
-    rf"{_COMMENTS}(?:COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK{_TO_SAVEPOINT})\b", re.IGNORECASE | re.DOTALL
+_NOTABLE: Final = re.compile(
+    rf"{_COMMENTS}(?:(?P<stays>PREPARE\b(?!\s+TRANSACTION\b))|COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK{_TO_SAVEPOINT})\b",
+    re.IGNORECASE | re.DOTALL,
 )
+
+# What it was asked to tell a job that is gone by then, asyncpg would tell the next one.
+_LISTENERS: Final = ("_listeners", "_log_listeners", "_query_loggers", "_termination_listeners")
 
 _ESCAPED = (
     "the job ended its transaction by a COMMIT or ROLLBACK of its own; call commit() and rollback() of its session"
@@ -75,6 +79,7 @@ class AttemptTransaction:
         self._root: Transaction | None = None
         self._escaped = False  # the job tried to end the transaction behind its session's back
         self._closed = False
+        self._for_this_job_only = False  # no statement makes the connection as it was
         self._kept = False  # the job has called commit: from here on its rollback goes back to a savepoint
         self.commit_sent = False  # from here on only the row knows whether it took place
         self.backend_pid: int | None = None
@@ -158,6 +163,10 @@ class AttemptTransaction:
             self._escaped = True
             raise TransactionEscaped(_ESCAPED)
 
+    def keep_from_others(self) -> None:
+        """The job does what no reset undoes but one that costs every job: the next one gets another connection."""
+        self._for_this_job_only = True
+
     def close(self) -> None:
         """Roll back what was not committed and give the connection back as clean as it came."""
         self._closed = True
@@ -166,6 +175,8 @@ class AttemptTransaction:
             return
         try:
             connection.rollback()
+            if self._for_this_job_only or (not connection.invalidated and _has_listeners(connection)):
+                connection.invalidate()
             if not connection.invalidated:
                 connection.info.pop(_ATTEMPT, None)
                 if reset := connection.info.get(RESET_KEY, RESET):
@@ -349,8 +360,11 @@ def _only_inside(connection: Connection, _cursor: Any, statement: str, *_: Any) 
     attempt = connection.info.get(_ATTEMPT)
     if attempt is not None:
         attempt.require_owner()  # of a connection that the job passed on
-        if _ENDS_TRANSACTION.match(statement):
-            attempt.refuse_foreign_end()
+        if found := _NOTABLE.match(statement):
+            if found["stays"]:
+                attempt.keep_from_others()
+            else:
+                attempt.refuse_foreign_end()
 
 
 def _connect(engine: Engine) -> Connection:
@@ -368,3 +382,8 @@ def _proxied(connection: Connection) -> Any:
 
 def _driver(connection: Connection) -> Any:
     return connection.connection.driver_connection
+
+
+def _has_listeners(connection: Connection) -> bool:
+    driver = _driver(connection)
+    return any(getattr(driver, name, None) for name in _LISTENERS)
