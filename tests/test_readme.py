@@ -39,8 +39,9 @@ def environment(database_url: str, redis_url: str) -> dict[str, str]:
 async def test_the_example_runs_as_printed_by_the_commands_as_printed(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    (example,) = blocks("python")
+    example, test = blocks("python")
     (tmp_path / "app.py").write_text(example, encoding="utf-8")
+    (tmp_path / "test_app.py").write_text(test, encoding="utf-8")
     commands = [line for line in blocks("sh")[1].splitlines() if not line.startswith("export")]
 
     for command in commands:
@@ -51,10 +52,11 @@ async def test_the_example_runs_as_printed_by_the_commands_as_printed(
     assert listed["name"] == "app.charge"
     assert shown["state"] == "succeeded"
     assert shown["result"] == "invoice 1 is paid"
+    assert "1 passed" in run("python -m pytest -q -p no:cacheprovider -p no:valkey test_app.py", tmp_path, environment)
 
 
 def test_the_example_is_short() -> None:
-    (example,) = blocks("python")
+    example, _ = blocks("python")
 
     statements = [line for line in example.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
