@@ -13,7 +13,7 @@ from worker import ArgumentsInvalid, Client, enqueue, enqueue_many
 from worker.testing import assert_enqueued, assert_not_enqueued, drain, enqueued
 
 ORDER = UUID("0b7e4b0c-6c9b-4f0e-8a37-1f1c3d1b6f10")
-TOMORROW = datetime.now(UTC) + timedelta(days=1)
+TOMORROW = datetime.now(UTC) + timedelta(days=1)  # not in a test's id: every test process must have the same
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def test_what_is_not_named_may_be_anything(session: AsyncSession) -> None:
         {"word": "a", "count": 2},
         {"count": 1},
     ],
-    ids=str,
+    ids=lambda wanted: "-".join(wanted),
 )
 async def test_what_is_named_must_be_so(session: AsyncSession, wanted: dict[str, object]) -> None:
     with pytest.raises(AssertionError, match=r"t\.write"):
