@@ -56,6 +56,7 @@ KINDS: Final[dict[str, Kind]] = {
     "blocks": Kind(1),
     "fails": Kind(0, "failed"),
     "gives_up": Kind(0, "cancelled"),
+    "shares": Kind(0, "failed"),
     "poison": Kind(0, "failed"),
     "too_late": Kind(0, "cancelled"),
 }
@@ -264,6 +265,15 @@ async def gives_up(ctx: JobContext) -> Result:
     _began(ctx)
     await _effect(ctx, 0)
     raise Cancel("not wanted any more")
+
+
+@job(name="chaos.shares", max_attempts=2)
+async def shares(ctx: JobContext) -> Result:
+    """Write from a task of its own with the session that serves the job's task alone, and take no notice."""
+    result = _began(ctx)
+    await _effect(ctx, 0)
+    await asyncio.gather(_effect(ctx, 1), return_exceptions=True)
+    return result
 
 
 @job(name="chaos.too_late", expires=timedelta(microseconds=1))

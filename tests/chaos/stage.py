@@ -57,6 +57,7 @@ MIX: Final[dict[str, float]] = {
     "isolated": 3,
     "steps:3": 2,
     "fails": 2,
+    "shares": 1,
     "gives_up": 2,
     "blocks:asleep:0.2": 0.3,
     "blocks:python:0.2": 0.3,

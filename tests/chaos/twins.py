@@ -26,8 +26,9 @@ from worker.core.watch import Watch
 from worker.db import reads, transitions
 from worker.db.models import Job, Worker
 from worker.db.send import once
+from worker.db.statements import enqueue as statements
 from worker.db.transitions import Held
-from worker.flow import claim, complete, enqueue
+from worker.flow import claim, complete, enqueue, unique
 from worker.flow.attempt import Attempt
 from worker.flow.claim import Claimer
 from worker.flow.holdings import Holdings
@@ -108,6 +109,13 @@ async def poison(stage: Stage) -> None:
             return int((await connection.execute(known, {"ids": ids})).scalar_one()) > 6
 
     await stage.until(failed, "more fail than are poison", 45)
+
+
+async def no_index(stage: Stage) -> None:
+    """Ordinary work, with nothing in PostgreSQL that keeps a key to one job."""
+    async with stage.engine.begin() as connection:
+        await connection.execute(text("DROP INDEX exarq.job_unique"))
+    await work(stage)
 
 
 async def lost_claims(stage: Stage) -> None:
@@ -253,6 +261,11 @@ def _gives_back_what_is_lost() -> None:
     _put(complete, "lease_lost", lease_lost)
 
 
+def _takes_any_key() -> None:
+    """An enqueue writes its job whoever has the key."""
+    _put(unique, "ENQUEUE_UNLESS_THERE", statements._enqueue_statement(statements._FULL))
+
+
 def _leaks(*, uncommitted: bool = False) -> None:
     """Now and then an attempt keeps its connection; maybe only where its transaction is still open."""
     close = Attempt.close
@@ -282,6 +295,7 @@ TWINS: Final[dict[str, Twin]] = {
     "no_suspects": Twin("innocents_failed", _no_suspects, poison),
     "forgets_claims": Twin("left_running", _forgets_claims, lost_claims),
     "gives_back_what_is_lost": Twin("illegal_moves", _gives_back_what_is_lost, a_blocked_worker),
+    "takes_any_key": Twin("two_live", _takes_any_key, no_index),
     "leaks": Twin("pools_not_full", _leaks, work),
     "leaks_in_a_transaction": Twin("idle_in_transaction", partial(_leaks, uncommitted=True), work),
 }

@@ -52,6 +52,7 @@ async def test_what_has_ended_starts_over_and_its_attempts_are_numbered_on(engin
         **{**ENDED, "state": ended, "token": uuid4(), "worker_id": uuid7(), "cancel_requested": True},
         result={"a": 1} if ended == "succeeded" else None,
         progress={"done": 1},
+        contended=4,
         run_at=NOW - 3 * HOUR,
         first_due_at=NOW - 3 * HOUR,
         expires_at=NOW - HOUR,
@@ -62,7 +63,8 @@ async def test_what_has_ended_starts_over_and_its_attempts_are_numbered_on(engin
     assert again is not None
     assert (again.stood, again.moved, again.name, again.queue) == (ended, True, "tests.noop", "default")
     found = await row(engine, job)
-    assert (found.state, found.attempt, found.failures, found.crashes) == (JobState.QUEUED, 3, 0, 0)
+    assert (found.state, found.attempt) == (JobState.QUEUED, 3)
+    assert (found.failures, found.crashes, found.contended) == (0, 0, 0)
     assert (found.token, found.worker_id, found.finished_at, found.error) == (None, None, None, None)
     assert (found.result, found.progress, found.expires_at, found.cancel_requested) == (None, None, None, False)
     assert found.run_at > NOW - timedelta(minutes=1)

@@ -223,10 +223,14 @@ async def test_contention_is_retried_without_counting_up_to_a_limit(
 
     async with a_work_with(settings, job) as work:
         first, _ = await run_new(work, engine)
-        last, _ = await run_new(work, engine, attempt=20)
+        after_snoozes, _ = await run_new(work, engine, attempt=50, contended=19)
+        last, _ = await run_new(work, engine, attempt=20, contended=20)
 
-        assert ((await row(engine, first)).state, (await row(engine, first)).failures) == ("queued", 0)
-        assert (await row(engine, last)).failures == 1
+        for job_id, times in ((first, 1), (after_snoozes, 20)):
+            found = await row(engine, job_id)
+            assert (found.state, found.failures, found.contended) == ("queued", 0, times)
+        found = await row(engine, last)
+        assert (found.failures, found.contended) == (1, 20)
 
 
 async def test_a_function_nobody_here_knows_is_left_to_others_for_longer_and_longer_and_at_last_failed(

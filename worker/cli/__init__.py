@@ -16,7 +16,7 @@ from worker.core.errors import ArgumentsInvalid, ExarqError
 
 _ENDINGS = (
     "Ends with 0: done; 1: not found, too late, or a fault of Exarq's own; 2: wrong input or settings, or a server is"
-    " away; 130: interrupted."
+    " away; 3: a result that was waited for did not come in time; 130: interrupted."
 )
 # The base of all errors about what was typed, which typer does not name.
 _WrongUse = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
@@ -72,7 +72,7 @@ def _exarq(
     pass
 
 
-@app.command()
+@app.command(short_help="Run a worker until Ctrl-C or SIGTERM.")
 def run(
     burst: Annotated[bool, typer.Option("--burst", metavar="", help="End when no job is due and none runs.")] = False,
     concurrency: Annotated[
@@ -98,7 +98,7 @@ def run(
     run_until_stopped(burst=burst, concurrency=concurrency, queues=queue, processes=processes, supervised=supervised)
 
 
-@app.command()
+@app.command(short_help="Enqueue one job and print its id.")
 def enqueue(
     name: Annotated[str, typer.Argument(help="The job's name, such as billing.charge.", show_default=False)],
     args: Annotated[
@@ -138,7 +138,7 @@ def enqueue(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(short_help="Run servers and a worker for development.")
 def dev() -> None:
     """Run servers that keep their data in .exarq/ and a worker that starts anew when the code changes."""
     from worker.cli.dev import run_dev
@@ -146,7 +146,7 @@ def dev() -> None:
     run_dev()
 
 
-@app.command()
+@app.command(short_help="Tell whether the worker here lives.")
 def check(as_json: AsJson = False) -> None:
     """Tell by heartbeat files whether the worker here lives: ends with 0 when each of its processes does, else 1."""
     from worker.check import check
@@ -154,7 +154,7 @@ def check(as_json: AsJson = False) -> None:
     raise typer.Exit(check(as_json=as_json))
 
 
-@app.command()
+@app.command(short_help="Show the settings in force.")
 def config(as_json: AsJson = False) -> None:
     """Show the settings in force and where each was set; passwords are masked."""
     from worker.cli.config import print_settings
@@ -162,7 +162,7 @@ def config(as_json: AsJson = False) -> None:
     print_settings(as_json=as_json)
 
 
-@db_app.command("upgrade")
+@db_app.command("upgrade", short_help="Create Exarq's tables, or bring them up to date.")
 def upgrade(as_json: AsJson = False) -> None:
     """Bring Exarq's tables to what this version needs; safe to repeat, and while workers run."""
     from worker.cli.db import upgrade_schema
@@ -170,7 +170,7 @@ def upgrade(as_json: AsJson = False) -> None:
     upgrade_schema(as_json=as_json)
 
 
-@db_app.command("current")
+@db_app.command("current", short_help="Print at which revision the tables are.")
 def current(as_json: AsJson = False) -> None:
     """Print at which revision the tables are."""
     from worker.cli.db import print_current
@@ -178,7 +178,7 @@ def current(as_json: AsJson = False) -> None:
     print_current(as_json=as_json)
 
 
-@db_app.command("sql")
+@db_app.command("sql", short_help="Print the SQL that makes the tables.")
 def sql(
     since: Annotated[
         str | None,
@@ -193,7 +193,7 @@ def sql(
     print_sql(since)
 
 
-@app.command()
+@app.command(short_help="Kill a worker, wipe Redis, then count.")
 def demo(
     broken: Annotated[
         bool, typer.Option("--break", help="Prove that the proof can fail: break a rule; the demo must notice.")

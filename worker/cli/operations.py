@@ -11,7 +11,7 @@ from worker.cli.options import AsJson, OlderThan, Yes
 operations = typer.Typer()
 
 
-@operations.command()
+@operations.command(short_help="Show what waits, runs and was done.")
 def queues(as_json: AsJson = False) -> None:
     """Show what waits, runs and was done in each queue, and how many workers take from it."""
     from worker.cli.overview import print_queues
@@ -19,7 +19,7 @@ def queues(as_json: AsJson = False) -> None:
     print_queues(as_json=as_json)
 
 
-@operations.command()
+@operations.command(short_help="Show the workers.")
 def workers(as_json: AsJson = False) -> None:
     """Show the workers: where they run, what they take, and when they beat last."""
     from worker.cli.overview import print_workers
@@ -27,7 +27,7 @@ def workers(as_json: AsJson = False) -> None:
     print_workers(as_json=as_json)
 
 
-@operations.command()
+@operations.command(short_help="Check servers, modules, workers, queues.")
 def doctor(as_json: AsJson = False) -> None:
     """Check PostgreSQL, Redis, the modules, the workers and the queues, and say what to do; ends with 1 on an error."""
     from worker.cli.doctor import examine
@@ -35,7 +35,7 @@ def doctor(as_json: AsJson = False) -> None:
     raise typer.Exit(examine(as_json=as_json))
 
 
-@operations.command()
+@operations.command(short_help="Delete old finished jobs.")
 def prune(
     older_than: OlderThan = None,
     state: Annotated[

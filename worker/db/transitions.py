@@ -50,6 +50,7 @@ class ClaimedJob:
     attempt: int
     failures: int
     crashes: int
+    contended: int
     enqueued_at: datetime
     overdue: timedelta
     expired_at: datetime | None
@@ -176,6 +177,7 @@ async def _leave_one(
     *,
     wait: timedelta = timedelta(0),
     failures: int = 0,
+    contended: int = 0,
     error: str | None = None,
     traceback: str | None = None,
     remarks: Remarks = NOTHING,
@@ -188,6 +190,7 @@ async def _leave_one(
         "ending": ending,
         "wait": wait,
         "failures": failures,
+        "contended": contended,
         "error": error,
         "traceback": traceback,
         **_told(remarks),
@@ -219,6 +222,7 @@ async def retry(
         Ending.RETRIED,
         wait=wait,
         failures=int(counts),
+        contended=int(not counts),
         error=f"{error.type}: {error.message}",
         traceback=error.traceback,
         remarks=remarks,

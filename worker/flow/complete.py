@@ -165,9 +165,7 @@ def outcome_of_error(work: Work, run: Run, error: BaseException) -> Outcome:
         first_wait=jobs.first_wait,
         longest_wait=jobs.longest_wait,
     )
-    # Attempts that ended neither in a failure nor in a crash: retries after contention, snoozes, releases.
-    uncounted = claimed.attempt - 1 - claimed.failures - claimed.crashes
-    return outcome_of(error, policy, claimed.failures, random.random, transient=uncounted)
+    return outcome_of(error, policy, claimed.failures, random.random, transient=claimed.contended)
 
 
 def publish_moved(work: Work, moved: Sequence[Moved]) -> None:

@@ -32,7 +32,7 @@ def list_jobs(
     print_list(state=state, name=name, queue=queue, limit=limit, as_json=as_json)
 
 
-@jobs_app.command("show")
+@jobs_app.command("show", short_help="Show all of one job.")
 def show_job(
     job_id: Annotated[str, typer.Argument(metavar="ID", help=_ID, show_default=False)],
     traceback: Annotated[
@@ -46,7 +46,7 @@ def show_job(
     print_one(job_id, whole_tracebacks=traceback, as_json=as_json)
 
 
-@jobs_app.command("retry")
+@jobs_app.command("retry", short_help="Run jobs once more that have ended.")
 def retry_jobs(
     ids: Ids = None,
     state: State = None,
@@ -66,7 +66,7 @@ def retry_jobs(
     move(Wish("retry", ids or [], state, name, queue, older_than, everything), yes=yes, as_json=as_json)
 
 
-@jobs_app.command("cancel")
+@jobs_app.command("cancel", short_help="Cancel jobs that wait or run.")
 def cancel_jobs(
     ids: Ids = None,
     state: State = None,
@@ -86,7 +86,7 @@ def cancel_jobs(
     move(Wish("cancel", ids or [], state, name, queue, older_than, everything), yes=yes, as_json=as_json)
 
 
-@jobs_app.command("delete")
+@jobs_app.command("delete", short_help="Delete jobs that have ended.")
 def delete_jobs(
     ids: Ids = None,
     state: State = None,

@@ -81,6 +81,7 @@ def _retry_statement(*, waits: bool) -> Select[Any]:
             run_at=now,
             first_due_at=now,
             failures=0,
+            contended=0,
             crashes=0,
             cancel_requested=False,
             token=null(),

@@ -55,6 +55,7 @@ def _claim_statement(due: Select[UUID, int]) -> Update:
             Job.attempt,
             Job.failures,
             Job.crashes,
+            Job.contended,
             Job.enqueued_at,
             (func.clock_timestamp() - Job.first_due_at).cast(Interval),
             case((Job.expires_at < func.statement_timestamp(), Job.expires_at)),

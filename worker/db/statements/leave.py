@@ -31,6 +31,7 @@ from worker.core.states import FINAL, Ending, JobState
 from worker.db.models import Attempt, Job, constant
 from worker.db.statements.rows import given_rows, held_rows
 
+_NOT_CONTENDED: ColumnElement[int] = literal(0)
 # What became of a job whose worker is gone, or never knew it, nobody can tell.
 _UNTOLD, _UNTOLD_INTERVAL = null(), cast(null(), Interval)
 
@@ -45,6 +46,7 @@ def _leave(
     ending: ColumnElement[str],
     error: ColumnElement[Any],
     traceback: ColumnElement[Any],
+    contended: ColumnElement[int] = _NOT_CONTENDED,
     blocked: ColumnElement[Any] = _UNTOLD_INTERVAL,
     lazy_loads: ColumnElement[Any] = _UNTOLD,
 ) -> Select[Any]:
@@ -60,6 +62,7 @@ def _leave(
             finished_at=case((to.in_(sorted(FINAL)), now)),
             failures=Job.failures + failures,
             crashes=crashes,
+            contended=Job.contended + contended,
             error=func.coalesce(error, Job.error),
         )
         .returning(
@@ -142,6 +145,7 @@ LEAVE_ONE = _leave(
     wait=bindparam("wait", type_=Interval),
     failures=bindparam("failures", type_=Integer),
     crashes=Job.crashes.expression,
+    contended=bindparam("contended", type_=Integer),
     ending=bindparam("ending", type_=Text),
     error=bindparam("error", type_=Text),
     traceback=bindparam("traceback", type_=Text),

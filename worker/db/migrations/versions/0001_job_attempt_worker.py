@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("failures", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("crashes", sa.SmallInteger(), nullable=False, server_default="0"),
+        sa.Column("contended", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("cancel_requested", sa.Boolean(), nullable=False, server_default=sa.text("false")),
         sa.Column("priority", sa.SmallInteger(), nullable=False, server_default="5"),
         sa.Column("expires_at", sa.DateTime(timezone=True)),
