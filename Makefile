@@ -4,14 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 
-.PHONY: help demo test check chaos format lock
+.PHONY: help demo test check chaos format lock compiled
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-demo: .venv/.ready ## two workers, one killed, Redis wiped: nothing lost, nothing twice
+demo: compiled ## two workers, one killed, Redis wiped: nothing lost, nothing twice
 	@$(BIN)/exarq demo
 
-test: .venv/.ready ## the whole suite, on embedded servers unless EXARQ_TEST_DATABASE_URL and EXARQ_TEST_REDIS_URL are set
+test: compiled ## the whole suite, on embedded servers unless EXARQ_TEST_DATABASE_URL and EXARQ_TEST_REDIS_URL are set
 	$(BIN)/pytest -q -n 3 --dist worksteal $(ARGS)
 
 check: .venv/.ready ## formatting, lint, types, layers
@@ -20,7 +20,7 @@ check: .venv/.ready ## formatting, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-chaos: .venv/.ready ## break everything for a minute and count what it cost: SECONDS=60 SEED=1 FAULT=mix (FAULT=help lists them)
+chaos: compiled ## break everything for a minute and count what it cost: SECONDS=60 SEED=1 FAULT=mix (FAULT=help lists them)
 	@$(BIN)/python -m tests.chaos $(if $(filter help,$(FAULT)),--help,$(strip $(if $(SECONDS),--seconds $(SECONDS)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(FAULT),--fault $(FAULT)) $(ARGS)))
 
@@ -32,10 +32,14 @@ lock: .venv/.ready ## pin every dependency with hashes
 	$(UV) pip compile pyproject.toml --extra dev --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet --upgrade -o requirements.lock
 
+compiled: .venv/.ready
+	@$(BIN)/python -m compileall -q worker jobs tests
+
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Exarq needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@command -v uv >/dev/null 2>&1 || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true  # where nothing is written at import, each start would do it anew
 	@touch $@

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,8 @@ async def test_an_honest_system_in_the_same_scenes_offends_against_nothing(tmp_p
 
 async def _run(folder: Path, scenario: Scenario, twin: str | None) -> Findings:
     async with _a_stage(folder, twin) as stage:
-        await scenario(stage)
+        with suppress(TimeoutError):  # a broken twin need not come to an end; what it did by then tells
+            await scenario(stage)
         return await stage.finish(patience=5)
 
 

@@ -38,7 +38,7 @@ def test_the_exit_codes_are_told_in_the_help(bare: Command) -> None:
 
 def test_words_are_completed(bare: Command) -> None:
     done = bare.cold(_EXARQ_COMPLETE="complete_bash", COMP_WORDS="exarq ru", COMP_CWORD="1")
-    script = bare.cold("--show-completion", "bash")
+    script = bare.cold("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
 
     assert (done.code, done.out.split(), done.err) == (0, ["run"], "")
     assert "complete -o default -F _exarq_completion exarq" in script.out

@@ -203,7 +203,7 @@ async def test_a_young_success_stays_while_its_worker_may_still_ask_for_it(
     worker = uuid7()
     if worker_lives:
         await alive(engine, worker)
-    job = await a_job(engine, state=ended, finished_at=NOW - age, worker_id=worker, token=uuid4())
+    job = await a_job(engine, state=ended, finished_at=datetime.now(UTC) - age, worker_id=worker, token=uuid4())
 
     found = await send(engine, lambda connection: verb(connection, [job]))
 

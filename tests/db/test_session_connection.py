@@ -122,7 +122,7 @@ async def test_a_close_that_is_cancelled_throws_the_connection_away(work: Work, 
     pid = attempt.transaction.backend_pid
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.db.session.RESET", "SELECT pg_sleep(60)")
+        patch.setattr("worker.db.transaction.RESET", "SELECT pg_sleep(60)")
         sleeps = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
         closing = asyncio.create_task(attempt.close())
         await until(lambda: ask(engine, f"{sleeps} AND pid = {pid}"), "reset")

@@ -45,7 +45,10 @@ def main() -> None:
     except ExarqError as error:
         complain(str(error))
     except _WrongUse as error:
-        if said := error.format_message().strip():  # else its help was printed
+        said = error.format_message().strip()
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group without its command
+            typer.echo(said)
+        else:
             asked = error.ctx.command_path if error.ctx else "exarq"
             complain(f"{said.rstrip('.')}; see `{asked} --help`")
     sys.exit(2)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from worker.db.session import AttemptTransaction
+from worker.db.transaction import AttemptTransaction
 
 
 class OwnCommits(AttemptTransaction):

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from worker.core.errors import TransactionEscaped
-from worker.db.session import AttemptTransaction
+from worker.db.transaction import AttemptTransaction
 
 _WROTE: Final = "the job is read_only and has turned its transaction into one that writes; leave SET TRANSACTION out"
 

@@ -17,7 +17,8 @@ from worker.core.outcome import ErrorText
 from worker.db.engine import RESET, RESET_KEY, introduce
 from worker.db.failures import schema_needed
 from worker.db.reads import installation_id
-from worker.db.session import AttemptSession, JobSession, guard
+from worker.db.session import AttemptSession, JobSession
+from worker.db.transaction import guard
 
 _SETTING: Final = "database.sessions"
 

@@ -22,7 +22,8 @@ from worker.db.failures import is_aborted
 from worker.db.own_commits import OwnCommits
 from worker.db.owner import Owner
 from worker.db.read_only import ReadOnly
-from worker.db.session import AttemptSession, AttemptTransaction, joining
+from worker.db.session import AttemptSession, joining
+from worker.db.transaction import AttemptTransaction
 from worker.db.transitions import Held
 from worker.flow.after_commit import OUTBOX, Outbox
 from worker.flow.publish import Publishable

@@ -53,7 +53,7 @@ class Pulse:
 
     def _charge(self, task: asyncio.Task[Any], seconds: float) -> None:
         for run in self._holdings.runs().values():
-            if run.task is task and not run.measured:
+            if run.task is task and run.in_function and not run.measured:
                 run.charge(seconds)
 
     def _answer(self) -> None:

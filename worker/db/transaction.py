@@ -1,0 +1,257 @@
+"""The attempt's one transaction.
+
+What a job calls commit becomes a savepoint of this transaction, what it calls rollback goes back to that savepoint.
+The real COMMIT is the worker's, together with the completing UPDATE. Everything here is sync code that runs inside
+SQLAlchemy's greenlet: inside the job's own statements, or under `AsyncSession.run_sync`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, Transaction, event
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session
+
+from worker.core.errors import DatabaseUnreachable, SessionLeftOpen, TransactionAborted, TransactionEscaped
+from worker.db.beside import Beside, watch
+from worker.db.engine import RESET, RESET_KEY
+from worker.db.failures import is_away
+from worker.db.lazy import LazyLoads
+from worker.db.owner import Owner
+
+ATTEMPT: Final = "exarq.attempt"
+"""The key under which a session and a connection know the attempt they serve."""
+
+# Each alternative begins with another character and each comment has one reading: no input makes it search long.
+_COMMENTS: Final = r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)*"
+_TO_SAVEPOINT: Final = r"(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b)"
+_NOTABLE: Final = re.compile(
+    rf"{_COMMENTS}(?:(?P<stays>PREPARE\b(?!\s+TRANSACTION\b))|COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK{_TO_SAVEPOINT})\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+# What it was asked to tell a job that is gone by then, asyncpg would tell the next one.
+_LISTENERS: Final = ("_listeners", "_log_listeners", "_query_loggers", "_termination_listeners")
+
+_ESCAPED = (
+    "the job ended its transaction by a COMMIT or ROLLBACK of its own; call commit() and rollback() of its session"
+    " instead, which keep their meaning inside the attempt's transaction"
+)
+
+
+_LOST = (
+    "the connection was lost, or a cancellation ended it, and with it went what the job had committed so far; the job"
+    " cannot go on from there: let the error pass, so that it is run again"
+)
+
+_OUTLIVED = "the attempt has ended and its session with it; nothing more can be done with it"
+
+
+class AttemptTransaction:
+    """One transaction on one connection, both taken at the first statement and never before.
+
+    Its `owner` is set by who makes it.
+
+    Args:
+        engine: the jobs' engine.
+        isolation: the transaction's isolation level; None takes the engine's.
+        read_only: whether it may write nothing.
+
+    """
+
+    owner: Owner
+
+    def __init__(self, engine: Engine, isolation: str | None = None, *, read_only: bool = False) -> None:
+        self._engine = engine
+        self._beside = Beside()
+        self.lazy_loads = LazyLoads()
+        self._options: dict[str, Any] = {}
+        if isolation is not None:
+            self._options["isolation_level"] = isolation
+        if read_only:
+            self._options["postgresql_readonly"] = True
+        self._connection: Connection | None = None
+        self._root: Transaction | None = None
+        self._escaped = False  # the job tried to end the transaction behind its session's back
+        self._closed = False
+        self._for_this_job_only = False  # no statement makes the connection as it was
+        self._kept = False  # the job has called commit: from here on its rollback goes back to a savepoint
+        self.commit_sent = False  # from here on only the row knows whether it took place
+        self.backend_pid: int | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether a connection was taken, so that the completion belongs into its transaction."""
+        return self._connection is not None
+
+    def require_owner(self) -> None:
+        """Refuse the session to every task but the one that runs the job, and to all once the attempt has ended.
+
+        Raises: `SessionShared`, `TransactionEscaped`.
+        """
+        self.owner.require(ended=self._closed)
+        if self._closed:
+            raise TransactionEscaped(_OUTLIVED)
+
+    def require_orderly(self) -> None:
+        """Refuse a success when another task had used the session, or something taken beside it was left open.
+
+        Raises: `SessionShared`, `SessionLeftOpen`.
+        """
+        if self.owner.shared is not None:
+            raise self.owner.shared
+        if left := self.left_open():
+            raise SessionLeftOpen(len(left))
+
+    def left_open(self) -> list[PoolProxiedConnection]:
+        """What the job took from the pool beside its session and has not given back."""
+        own = self._connection
+        return self._beside.left_open(None if own is None or own.invalidated else own.connection)
+
+    def connection(self) -> Connection:
+        """The connection, inside the transaction; the session asks before each statement."""
+        connection = self._begun()
+        if self._kept and not connection.in_nested_transaction():
+            connection.begin_nested()
+        return connection
+
+    def keep(self) -> None:
+        """What the job wrote so far is what it calls committed: no later rollback of the job takes it back."""
+        if self._connection is None or not self._connection.in_transaction():
+            return
+        self._kept = True
+        while savepoint := self._connection.get_nested_transaction():
+            savepoint.commit()
+
+    def settle(self, session: Session) -> Connection | None:
+        """Flush what the job left pending; the connection to complete on, None where nothing is to be committed.
+
+        Raises: as `ready_to_complete`.
+        """
+        session.commit()
+        return self.ready_to_complete() if self.taken else None
+
+    def ready_to_complete(self) -> Connection:
+        """The connection, while its transaction is still the one we began.
+
+        Raises: `TransactionEscaped` when the job ended it behind the session's back. Asks asyncpg, not the server.
+        """
+        connection = self._begun()
+        began = _proxied(connection)._transaction is not None
+        if began and not _driver(connection).is_in_transaction():
+            raise TransactionEscaped(_ESCAPED)
+        return connection
+
+    def commit(self) -> None:
+        """The one COMMIT of the attempt."""
+        assert self._root is not None
+        self.commit_sent = True
+        self._root.commit()
+
+    def before_commit(self, _connection: Connection) -> None:
+        """Called before each COMMIT on the connection: only ours may take place."""
+        self.refuse_foreign_end()
+
+    def refuse_foreign_end(self) -> None:
+        """Keep a job from ending the transaction without the completion; from here on its attempt can only fail."""
+        if not self.commit_sent:
+            self._escaped = True
+            raise TransactionEscaped(_ESCAPED)
+
+    def keep_from_others(self) -> None:
+        """The job does what no reset undoes but one that costs every job: the next one gets another connection."""
+        self._for_this_job_only = True
+
+    def close(self) -> None:
+        """Roll back what was not committed and give the connection back as clean as it came."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.rollback()
+            if self._for_this_job_only or (not connection.invalidated and _has_listeners(connection)):
+                connection.invalidate()
+            if not connection.invalidated:
+                connection.info.pop(ATTEMPT, None)
+                if reset := connection.info.get(RESET_KEY, RESET):
+                    _proxied(connection).run_async(lambda driver: driver.execute(reset))
+        except BaseException as error:  # a connection that was not cleaned is not used again
+            connection.invalidate()
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            connection.close()
+
+    def discard(self) -> None:
+        """Throw the connection away: nobody knows what state its server side is in."""
+        if self._connection is not None and not self._connection.invalidated:
+            self._connection.invalidate()
+
+    def _begun(self) -> Connection:
+        if self._escaped:
+            raise TransactionEscaped(_ESCAPED)
+        if self._connection is None:
+            self._connection = _connect(self._engine)
+        if self._kept and self._connection.invalidated:
+            raise TransactionAborted(_LOST)
+        if not self._connection.in_transaction():
+            if self._options:  # part of the BEGIN, and undone when the connection goes back
+                self._connection.execution_options(**self._options)
+            self._begin(self._connection)
+            self._connection.info[ATTEMPT] = self
+            self.backend_pid = _driver(self._connection).get_server_pid()
+        return self._connection
+
+    def _begin(self, connection: Connection) -> None:
+        if self._kept:
+            raise TransactionEscaped(_ESCAPED)
+        self._root = connection.begin()
+
+
+def guard(engine: AsyncEngine) -> None:
+    """Watch the connections of this engine: who takes them, and that nobody ends an attempt's transaction on them."""
+    event.listen(engine.sync_engine, "commit", _before_commit)
+    event.listen(engine.sync_engine, "before_cursor_execute", _only_inside)
+    watch(engine)
+
+
+def _before_commit(connection: Connection) -> None:
+    attempt = connection.info.get(ATTEMPT)
+    if attempt is not None:
+        attempt.before_commit(connection)
+
+
+def _only_inside(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+    attempt = connection.info.get(ATTEMPT)
+    if attempt is not None:
+        attempt.require_owner()  # of a connection that the job passed on
+        if found := _NOTABLE.match(statement):
+            if found["stays"]:
+                attempt.keep_from_others()
+            else:
+                attempt.refuse_foreign_end()
+
+
+def _connect(engine: Engine) -> Connection:
+    try:
+        return engine.connect()
+    except Exception as error:
+        if is_away(error):
+            raise DatabaseUnreachable(f"PostgreSQL does not answer: {type(error).__name__}: {error}") from error
+        raise
+
+
+def _proxied(connection: Connection) -> Any:
+    return connection.connection.dbapi_connection
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+def _has_listeners(connection: Connection) -> bool:
+    driver = _driver(connection)
+    return any(getattr(driver, name, None) for name in _LISTENERS)
