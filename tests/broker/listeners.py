@@ -40,3 +40,11 @@ async def listening(redis: ArqRedis, installation: UUID) -> AsyncIterator[list[T
 async def listeners(redis: ArqRedis, installation: UUID) -> int:
     ((_, count),) = await redis.pubsub_numsub(workers_channel(installation))
     return int(count)
+
+
+async def end_subscriptions(redis: ArqRedis) -> None:
+    """End the connections that listen in this database of Redis; in another, somebody else's tests go on."""
+    number = str(redis.connection_pool.connection_kwargs.get("db", 0))
+    for client in await redis.client_list(_type="pubsub"):
+        if client["db"] == number:
+            await redis.client_kill_filter(_id=client["id"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,11 +16,13 @@ from arq.connections import ArqRedis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from tests.broker.listeners import end_subscriptions, listeners
 from tests.cancelling import execute
 from tests.flow.helpers import NAME, a_work_with, registry_of, run_job
 from tests.proxy import redis_proxy
 from tests.support import a_job, a_worker, run_all, until
 from worker.broker.connection import connect
+from worker.broker.keys import ended_channel
 from worker.client import Client
 from worker.core.context import JobContext
 from worker.core.errors import (
@@ -94,15 +98,15 @@ def job_of(fn: Any, **options: Any) -> tuple[JobFunction[Any, ..., Any], Registr
 @pytest.mark.usefixtures("note_table", "seldom")
 @pytest.mark.parametrize("write", [True, False], ids=["in the job's transaction", "by a flush"])
 async def test_a_success_is_told_at_once_and_has_the_functions_own_type(
-    sessions: Sessions, settings: Settings, write: bool
+    sessions: Sessions, settings: Settings, write: bool, redis: ArqRedis
 ) -> None:
     job, registry = job_of(charge)
 
-    async with a_worker(settings, registry):
+    async with _a_worker_that_listens(settings, registry, redis):
         for invoice in range(3):
             async with sessions.begin() as session:
                 handle = await job.enqueue(session, invoice, write=write)
-            assert await handle.result(timeout=30) == Receipt(invoice, ("a", "b"))
+            assert await asyncio.wait_for(handle.result(), 30) == Receipt(invoice, ("a", "b"))
 
 
 @pytest.mark.usefixtures("seldom")
@@ -114,15 +118,15 @@ async def test_a_success_is_told_at_once_and_has_the_functions_own_type(
     ],
 )
 async def test_a_failure_is_raised_with_its_message_its_type_and_its_traceback(
-    sessions: Sessions, settings: Settings, how: str, raised: type[JobFailed], type_: str, message: str
+    sessions: Sessions, settings: Settings, how: str, raised: type[JobFailed], type_: str, message: str, redis: ArqRedis
 ) -> None:
     job, registry = job_of(raising, max_attempts=2)
 
-    async with a_worker(settings, registry):
+    async with _a_worker_that_listens(settings, registry, redis):
         async with sessions.begin() as session:
             handle = await job.enqueue(session, how=how)
         with pytest.raises(raised) as caught:
-            await handle.result(timeout=30)
+            await asyncio.wait_for(handle.result(), 30)
 
     error = caught.value
     assert (error.job_id, error.name, error.type, error.message) == (handle.id, NAME, type_, message)
@@ -132,26 +136,26 @@ async def test_a_failure_is_raised_with_its_message_its_type_and_its_traceback(
 
 
 @pytest.mark.usefixtures("seldom")
-async def test_a_cancelled_job_raises_its_reason(sessions: Sessions, settings: Settings) -> None:
+async def test_a_cancelled_job_raises_its_reason(sessions: Sessions, settings: Settings, redis: ArqRedis) -> None:
     job, registry = job_of(raising)
 
-    async with a_worker(settings, registry):
+    async with _a_worker_that_listens(settings, registry, redis):
         async with sessions.begin() as session:
             handle = await job.enqueue(session, how="cancel")
         with pytest.raises(JobCancelled, match="was cancelled: not wanted"):
-            await handle.result(timeout=30)
+            await asyncio.wait_for(handle.result(), 30)
 
 
 @pytest.mark.usefixtures("seldom")
 async def test_who_waits_for_a_waiting_job_is_told_by_a_worker_that_it_was_cancelled(
-    sessions: Sessions, settings: Settings, redis: ArqRedis
+    sessions: Sessions, settings: Settings, redis: ArqRedis, publisher: Publisher
 ) -> None:
     job, registry = job_of(charge)
-    async with a_worker(settings, registry):
+    async with _a_worker_that_listens(settings, registry, redis):
         async with sessions.begin() as session:
             handle = await job.options(delay=1000).enqueue(session, 7)
         wait = asyncio.ensure_future(handle.result())
-        await until(lambda: _listens(redis), "somebody waits")
+        await until(lambda: _listens(redis, publisher), "somebody waits")
 
         async with sessions.begin() as session:
             await cancel(session, handle.id)
@@ -285,22 +289,29 @@ async def test_a_handle_made_by_hand_knows_no_database() -> None:
 
 
 @pytest.mark.usefixtures("seldom", "note_table")
-async def test_another_process_that_has_only_the_id_waits_too(sessions: Sessions, settings: Settings) -> None:
+async def test_another_process_that_has_only_the_id_waits_too(
+    sessions: Sessions, settings: Settings, redis: ArqRedis
+) -> None:
     job, registry = job_of(charge)
-    async with Client(settings) as client, a_worker(settings, registry):
+    async with Client(settings) as client, _a_worker_that_listens(settings, registry, redis):
         async with sessions.begin() as session:
             handle = await job.enqueue(session, 7)
 
-        plain = await client.handle(handle.id).result(timeout=30)
+        plain = await asyncio.wait_for(client.handle(handle.id).result(), 30)
         async with client.sessions() as session:
-            typed = await handle_of(session, handle.id, job).result(timeout=30)
+            typed = await asyncio.wait_for(handle_of(session, handle.id, job).result(), 30)
 
     assert (plain, typed) == ({"invoice": 7, "lines": ["a", "b"]}, Receipt(7, ("a", "b")))
 
 
 @pytest.mark.usefixtures("seldom")
 async def test_two_hundred_who_wait_share_one_subscription_and_few_looks(
-    engine: AsyncEngine, sessions: Sessions, settings: Settings, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+    engine: AsyncEngine,
+    sessions: Sessions,
+    settings: Settings,
+    redis: ArqRedis,
+    monkeypatch: pytest.MonkeyPatch,
+    publisher: Publisher,
 ) -> None:
     gate, looks = asyncio.Event(), 0
     stands = ends.stands
@@ -316,19 +327,18 @@ async def test_two_hundred_who_wait_share_one_subscription_and_few_looks(
 
     job, registry = job_of(gated)
     monkeypatch.setattr(ends, "stands", counted)
-    async with a_worker(settings, registry):
-        await until(lambda: redis.pubsub_channels("exarq:workers:*"), "the worker listens")
+    async with _a_worker_that_listens(settings, registry, redis):
         async with sessions.begin() as session:
             handles = await enqueue_many(session, [job.call(number) for number in range(200)])
         waits = [asyncio.ensure_future(handle.result()) for handle in handles]
-        await until(lambda: _listens(redis), "they wait")
+        await until(lambda: _listens(redis, publisher), "they wait")
         settled = looks
         gate.set()
         results = await asyncio.gather(*waits)
-        subscriptions = await redis.pubsub_numsub(*await redis.pubsub_channels("exarq:ended:*"))
+        subscriptions = await _listens(redis, publisher)
 
     assert results == list(range(200))
-    assert [number for _, number in subscriptions] == [1]
+    assert subscriptions == 1
     assert settled <= 5
 
 
@@ -346,12 +356,12 @@ async def test_an_end_just_before_the_worker_hears_that_somebody_waits_is_told_a
         return {}
 
     look = waiting.look
-    async with a_worker(settings, registry):
+    async with _a_worker_that_listens(settings, registry, redis):
         async with sessions.begin() as session:
             first, second = await enqueue_many(session, [job.call(how="cancel")] * 2)
         for handle in (first, second):
             with pytest.raises(JobCancelled):
-                await handle.result(timeout=30)
+                await asyncio.wait_for(handle.result(), 30)
         monkeypatch.setattr(waiting, "look", blind)
         with pytest.raises(JobCancelled):
             await handle_of(sessions(), first.id).result()
@@ -381,15 +391,15 @@ async def test_while_redis_is_away_the_rows_are_looked_at(
 
 @pytest.mark.usefixtures("seldom")
 async def test_a_subscription_that_is_lost_is_taken_up_again(
-    sessions: Sessions, settings: Settings, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+    sessions: Sessions, settings: Settings, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch, publisher: Publisher
 ) -> None:
     monkeypatch.setattr(waiting, "NET", timedelta(milliseconds=50))
     wait = asyncio.ensure_future(_handle(sessions, uuid7()).result())
-    await until(lambda: _listens(redis), "somebody waits")
+    await until(lambda: _listens(redis, publisher), "somebody waits")
 
-    await redis.client_kill_filter(_type="pubsub")
+    await end_subscriptions(redis)
 
-    await until(lambda: _listens(redis), "somebody listens again")
+    await until(lambda: _listens(redis, publisher), "somebody listens again")
     wait.cancel()
     await asyncio.wait([wait])
 
@@ -420,6 +430,16 @@ def _handle(sessions: Sessions, job: UUID) -> Handle[Any]:
     return handle_of(sessions(), job)
 
 
-async def _listens(redis: ArqRedis) -> int:
-    """How many listen for ends."""
-    return len(await redis.pubsub_channels("exarq:ended:*"))
+async def _listens(redis: ArqRedis, publisher: Publisher) -> int:
+    """How many listen for the ends that this publisher's waiters are told of."""
+    ((_, count),) = await redis.pubsub_numsub(ended_channel(publisher.waiting._id))
+    return int(count)
+
+
+@asynccontextmanager
+async def _a_worker_that_listens(settings: Settings, registry: Registry, redis: ArqRedis) -> AsyncIterator[None]:
+    """What was said before it listens, only a look by the clock would make good."""
+    async with a_worker(settings, registry) as worker:
+        work = await until(lambda: worker.ctx.get("exarq.work"), "the worker has begun")
+        await until(lambda: listeners(redis, work.installation), "the worker listens")
+        yield

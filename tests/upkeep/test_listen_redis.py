@@ -8,7 +8,7 @@ import pytest
 from arq.connections import ArqRedis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.broker.listeners import listeners
+from tests.broker.listeners import end_subscriptions, listeners
 from tests.cancelling import Sessions, are, ask, failures, flag, holds, waiting, with_redis
 from tests.flow.helpers import NAME, notes
 from tests.proxy import redis_proxy
@@ -83,7 +83,7 @@ async def test_a_subscription_that_is_lost_alone_is_taken_up_again_and_redis_is_
     with embedded.start(postgres=False) as own:
         async with heard() as events, a_worker(with_redis(seldom, own.urls.redis_url), waiting()) as worker:
             await until(lambda: listeners(worker.pool, installation), "the worker listens")
-            await worker.pool.client_kill_filter(_type="pubsub")
+            await end_subscriptions(worker.pool)
             await until(lambda: failures(events), "it notices")
             await until(lambda: listeners(worker.pool, installation), "it listens again")
             job = await a_job(engine, name=NAME)
