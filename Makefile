@@ -12,7 +12,7 @@ demo: compiled ## two workers, one killed, Redis wiped: nothing lost, nothing tw
 	@$(BIN)/exarq demo
 
 test: compiled ## the whole suite, on embedded servers unless EXARQ_TEST_DATABASE_URL and EXARQ_TEST_REDIS_URL are set
-	$(BIN)/pytest -q -n 3 --dist worksteal $(ARGS)
+	$(BIN)/pytest -q -n 4 --dist worksteal $(ARGS)
 
 check: .venv/.ready ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from typing import Final
 
 import hypothesis
 import pytest
@@ -37,6 +38,29 @@ hypothesis.settings.load_profile("any machine")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaves_running: rows may be running when the test ends")
     config.addinivalue_line("markers", "leaves_hints: Redis may hold hints of jobs that never were")
+
+
+# What takes longest, as the test processes are to begin with it; at most two of them run a stage at a time.
+_FIRST: Final = (
+    ("tests/chaos/test_twins.py",),
+    ("tests/chaos/test_twins.py",),
+    ("tests/db/machine", "tests/test_readme.py", "tests/test_pytest_plugin.py", "tests/cli/test_fuzz.py"),
+    ("tests/life/test_demo.py", "tests/jobs/test_export.py", "tests/flow/test_races.py", "tests/core/test_fuzz"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have each test process begin with its share of the long tests, so that none works alone at the end."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    first: list[list[pytest.Item]] = [[] for _ in range(count)]
+    others: list[pytest.Item] = []
+    for number, item in enumerate(items):
+        places = [place for place, paths in enumerate(_FIRST) if item.nodeid.startswith(paths)]
+        (first[places[number % len(places)] % count] if places else others).append(item)
+    if count > 1:
+        size = len(items) // count
+        shares = [[*longs, *(others.pop(0) for _ in range(min(size - len(longs), len(others))))] for longs in first]
+        items[:] = [*itertools.chain.from_iterable(shares), *others]
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ SEED: Final = "CHAOS_SEED"
 DATABASE: Final = "CHAOS_DATABASE"
 REDIS: Final = "CHAOS_REDIS"
 _AT_ONCE: Final = 4
-_KEYS: Final = 20
+_KEYS: Final = 8
 _PLACED: Final = text("INSERT INTO placed (job_id) SELECT unnest(CAST(:jobs AS uuid[]))")
 
 

@@ -55,6 +55,18 @@ async def test_an_enqueued_job_is_stored_and_hinted_and_its_id_is_all_that_is_pr
     assert str(job_id) in await hints(redis)
 
 
+async def test_an_enqueue_with_a_key_that_a_job_has_prints_that_jobs_id_and_says_so(
+    exarq: Command, engine: AsyncEngine
+) -> None:
+    first = exarq("enqueue", "shop.charge", '{"invoice_id": 7}', "--key", "k", "--priority", "0")
+    again = exarq("enqueue", "shop.charge", '{"invoice_id": 7}', "--key", "k")
+
+    assert (first.code, first.err) == (0, "")
+    assert (again.code, again.out) == (0, first.out)
+    assert again.err == "note: shop.charge with the key 'k' is enqueued already; this is its job\n"
+    assert (await row(engine, UUID(first.out.strip()))).priority == 0
+
+
 async def test_an_enqueue_takes_a_queue_a_delay_and_arguments_from_stdin(exarq: Command, engine: AsyncEngine) -> None:
     done = exarq.cold(
         "enqueue", "shop.charge", "-", "--queue", "night", "--delay", "3600", "--json", stdin='{"invoice_id": 8}'

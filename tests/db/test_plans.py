@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker.core.states import JobState
 from worker.db import overview, people, reads, transitions
 from worker.db.ids import uuid7
+from worker.db.statements.unique import FIND_AND_HOLD, FIND_TO_REPLACE
 from worker.db.transitions import Held
 from worker.db.turns import Position
 
@@ -99,6 +100,14 @@ async def request_cancel_many(connection: AsyncConnection) -> None:
     await people.request_cancel_many(connection, IDS, "x")
 
 
+async def find_keys(connection: AsyncConnection) -> None:
+    await connection.execute(FIND_AND_HOLD, {"wanted_names": ["tests.noop"] * 2, "wanted_keys": ["a", "b"]})
+
+
+async def find_keys_to_replace(connection: AsyncConnection) -> None:
+    await connection.execute(FIND_TO_REPLACE, {"wanted_names": ["tests.noop"] * 2, "wanted_keys": ["a", "b"]})
+
+
 async def queues_waiting(connection: AsyncConnection) -> None:
     await connection.execute(overview.WAITING)
 
@@ -127,6 +136,8 @@ STATEMENTS: list[tuple[Callable[[AsyncConnection], Awaitable[None]], str]] = [
     (retry_many, "job_pkey"),
     (delete_many, "job_pkey"),
     (request_cancel_many, "job_pkey"),
+    (find_keys, "job_unique"),
+    (find_keys_to_replace, "job_unique"),
     (queues_waiting, "job_waiting"),
     (queues_done, "job_final"),
     (workers_running, "job_running"),

@@ -28,7 +28,7 @@ from worker.flow.call import Call
 from worker.flow.enqueue import call_by_name, enqueue_many
 from worker.flow.publish import Publisher
 
-RACES: Final = int(os.environ.get("EXARQ_TEST_RACES", "3000"))
+RACES: Final = int(os.environ.get("EXARQ_TEST_RACES", "1000"))
 KEYS: Final = 12
 KEYS_OF_A_RACE: Final = 3
 PAIRS: Final = 4
