@@ -47,6 +47,7 @@ async def _rescue_all(settings: Settings, dead: Sequence[UUID], reason: str, mov
         connections=1,
         connect_timeout=settings.database.connect_timeout,
         statement_timeout=settings.database.statement_timeout,
+        pooler=settings.database.pooler,
     )
     try:
         while True:
@@ -84,6 +85,7 @@ async def _publish(settings: Settings, moved: Sequence[Moved], installation: UUI
             job.wait.total_seconds(),
             int(job.enqueued_at.timestamp() * 1000),
             installation,
+            job.priority,
         )
         for job in moved
     )
