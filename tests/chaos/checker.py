@@ -94,6 +94,10 @@ INVARIANTS: Final[Mapping[str, str]] = {
         WHERE state = 'succeeded' AND ends <> 'succeeded'
         UNION ALL SELECT ours.id, 'part ' || part || ' is visible, which it had undone' FROM ours
         JOIN effect ON effect.job_id = ours.id WHERE part >= parts
+        UNION ALL SELECT heard.job_id, 'its result was told as of attempt ' || heard.attempt || ', and it is '
+            || coalesce(job.state, 'gone') || ', attempt ' || coalesce(job.attempt, 0)
+        FROM heard LEFT JOIN exarq.job ON id = job_id
+        WHERE state IS DISTINCT FROM 'succeeded' OR CAST(result ->> 'attempt' AS integer) <> heard.attempt
         UNION ALL SELECT job_id, why FROM seen_out_of_step
     """,
     "stale_accepted": """
@@ -162,6 +166,7 @@ CREATE TEMPORARY TABLE ran (job_id uuid, attempt integer) ON COMMIT DROP;
 CREATE TEMPORARY TABLE asked (job_id uuid) ON COMMIT DROP;
 CREATE TEMPORARY TABLE wanted_again (job_id uuid) ON COMMIT DROP;
 CREATE TEMPORARY TABLE early (job_id uuid) ON COMMIT DROP;
+CREATE TEMPORARY TABLE heard (job_id uuid, attempt integer) ON COMMIT DROP;
 CREATE TEMPORARY TABLE rescued (worker_id uuid, at timestamptz) ON COMMIT DROP;
 CREATE TEMPORARY TABLE id (worker_id uuid PRIMARY KEY, process text) ON COMMIT DROP;
 CREATE TEMPORARY TABLE excused (worker_id uuid, since timestamptz, until timestamptz) ON COMMIT DROP;
@@ -231,6 +236,7 @@ async def _load(
             said.update(dict.fromkeys(line["jobs"], line["what"]))
     await _copy(connection, "told", said.items())
     await _copy(connection, "ran", ((line["job"], line["attempt"]) for line in lines if line["what"] == "began"))
+    await _copy(connection, "heard", ((line["job"], line["attempt"]) for line in lines if line["what"] == "result"))
     await _copy(connection, "early", ((job,) for line in lines if line["what"] == "early" for job in line["jobs"]))
     again = ((job,) for line in lines if line["what"] == "wanted again" for job in line["jobs"])
     await _copy(connection, "wanted_again", again)

@@ -26,8 +26,10 @@ from worker.broker.connection import connect
 from worker.broker.keys import PAYLOAD_PREFIX
 from worker.core.states import JobState
 from worker.db.failures import is_transient
+from worker.flow.call import Call
 from worker.flow.cancel import cancel
-from worker.flow.enqueue import Call, enqueue, enqueue_many
+from worker.flow.enqueue import enqueue, enqueue_many
+from worker.flow.handle import Handle, handle_of
 from worker.flow.publish import Publisher
 from worker.flow.retry import retry
 
@@ -54,6 +56,7 @@ class Producer:
         self._mix: dict[str, float] = {}
         self._stop = asyncio.Event()
         self._last: list[UUID] = []  # placed by this producer
+        self._waiting: list[asyncio.Task[None]] = []  # for results
 
     async def run(self) -> None:
         """Place jobs until told to stop."""
@@ -62,7 +65,8 @@ class Producer:
             tasks.create_task(self._read_control())
             for _ in range(_AT_ONCE):
                 tasks.create_task(self._place_until_stopped())
-        await self._publisher.flush()
+        await self._publisher.close()  # and end whoever waits still
+        await asyncio.gather(*self._waiting)
 
     async def _read_control(self) -> None:
         while not self._stop.is_set():
@@ -176,6 +180,17 @@ class Producer:
             raise
         self._evidence.note("committed", jobs=kept)
         self._last = [*self._last, *kept][-20:]
+        if kept and self._rng.random() < 0.05:
+            self._waiting.append(asyncio.create_task(self._wait_for(handle_of(session, kept[0]))))
+
+    async def _wait_for(self, handle: Handle[Any]) -> None:
+        """Note what it is told to have returned."""
+        try:
+            result = await handle.result()
+        except Exception as error:  # it did not succeed, a server is away, or this producer stops
+            self._evidence.note("no result", job=handle.id, error=type(error).__name__)
+        else:
+            self._evidence.note("result", job=handle.id, attempt=result["attempt"])
 
     async def _look_for_early_hints(self, ids: Sequence[UUID]) -> None:
         """Nothing may be in Redis yet: the transaction is open, and may still roll back."""
