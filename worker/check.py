@@ -16,7 +16,10 @@ _VARIABLE = "EXARQ_WORKER_HEARTBEAT_FOLDER"
 
 
 def check(*, as_json: bool) -> int:
-    """Say whether every process of the worker here has beaten within its lease; the exit code: 0 yes, 1 no, 2 error."""
+    """Say whether every process of the worker here lives; the exit code: 0 yes, 1 no, 2 error.
+
+    While PostgreSQL is away a worker waits for it, and lives: nothing is won by starting it anew.
+    """
     try:
         file = settings_file()
         named = os.environ.get(_VARIABLE) or _named_in(file)

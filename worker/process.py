@@ -55,7 +55,7 @@ class Worker(arq.worker.Worker):
         burst: end when no job is due and none runs.
         handle_signals: stop on SIGTERM and SIGINT; off where another program owns the process.
         obey: given the function that stops this worker, from any thread and again; True: gives back at once what runs.
-        beaten: called after each heartbeat, in the heartbeat's thread.
+        beaten: called after each try to beat, in the heartbeat's thread.
 
     Raises:
         SettingsError: no address is set, or one names something of the user's that is not there.

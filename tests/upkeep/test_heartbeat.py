@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from worker.observe.events import (
     WorkerRenewed,
     WorkerRescued,
 )
+from worker.process import Worker
 from worker.resources import open_processor_engine
 from worker.settings import Settings
 from worker.upkeep.heartbeat import Compared, Heartbeat, beat
@@ -229,6 +231,27 @@ async def test_without_a_beat_for_a_lease_the_runs_are_cancelled_and_work_goes_o
     found = await row(engine, job)
     assert (found.failures, found.crashes) == (0, 0)
     assert await jobs.effects(engine) == [f"work {found.attempt}"]
+
+
+async def test_while_postgresql_is_away_the_process_still_says_that_it_lives(settings: Settings) -> None:
+    lives: list[float] = []
+    async with postgres_proxy(str(settings.database.url)) as (proxy, url):
+        through = settings.model_copy(update={"database": settings.database.model_copy(update={"url": url})})
+        worker = Worker(
+            through, registry=jobs.registry(), handle_signals=False, beaten=lambda: lives.append(time.monotonic())
+        )
+        task = asyncio.create_task(worker.main())
+        await until(lambda: lives, "it beats")
+
+        async with heard() as events:
+            proxy.refuse()
+            await until(lambda: any(isinstance(event, SelfFenced) for event in events), "no beat for a lease")
+            since = time.monotonic()
+            await until(lambda: lives[-1] > since, "it says that it lives")
+        proxy.restore()
+        worker.stop()
+        await task
+        await worker.close()
 
 
 async def test_a_job_that_blocks_the_loop_for_two_leases_keeps_it_and_is_reported(

@@ -77,7 +77,7 @@ class Heartbeat:
         settings: the worker's settings.
         rescuer: watches the other workers meanwhile, in the same thread, on a connection of its own.
         owns_process: whether the thread may end the process when the loop does not come to an end.
-        beaten: called in the thread after each beat.
+        beaten: called in the thread after each try to beat: this process lives, whoever does not answer.
 
     """
 
@@ -227,11 +227,11 @@ class Heartbeat:
             "heartbeat", engine, lambda connection: beat(connection, self._identity, self._holdings)
         )
         lease_ends.cancel()
+        self._beaten()
         if compared is None:
             self._fence()
             return
         self._last_beat, self._fenced = sent, False
-        self._beaten()
         self._cancel(compared.lost, Because.LEASE_LOST)
         self._cancel(compared.flagged, Because.CANCEL_REQUESTED)
         if not compared.alive:
