@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
-from sqlalchemy import event, text
+from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from tests.flow.helpers import NAME, a_work_with, claimed, end_backend, note, notes, run_job, run_new, start
@@ -17,7 +18,7 @@ from tests.support import a_job, attempts, heard, hints, row, state, until
 from worker import enqueue
 from worker.core.errors import LeaseLost
 from worker.flow.holdings import Because
-from worker.observe.events import StaleWriteRefused
+from worker.observe.events import CommitInDoubt, StaleWriteRefused
 from worker.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("note_table")
@@ -211,6 +212,77 @@ async def test_until_a_commit_of_its_own_has_ended_nobody_can_move_the_job(
         await run_new(work, engine)
 
         assert free == [None, None]  # the job's own commit, and the completion
+
+
+@pytest.mark.parametrize("bare", ["statement", "savepoint"])
+async def test_a_commit_is_a_real_one_also_where_a_bare_statement_had_begun_the_transaction(
+    engine: AsyncEngine, settings: Settings, redis: ArqRedis, bare: str
+) -> None:
+    seen: list[list[str]] = []
+
+    def use(session: Session) -> None:
+        connection = session.get_bind()
+        assert isinstance(connection, Connection)
+        if bare == "savepoint":
+            connection.begin_nested()
+        connection.execute(text("INSERT INTO note VALUES ('bare')"))
+
+    async def job(session: AsyncSession) -> None:
+        await session.run_sync(use)
+        await note(session, "first")
+        await enqueue(session, "tests.follow_up")
+        await session.commit()
+        seen.append(await notes(engine))
+        await session.run_sync(lambda sync: inspect(sync.get_bind()).has_table("note"))
+        await note(session, "rolled back")
+        await session.rollback()
+        await session.run_sync(lambda sync: inspect(sync.get_bind()).has_table("note"))
+        await note(session, "with the success")
+
+    async with a_work_with(settings, job, **OWN) as work:
+        job_id, _ = await run_new(work, engine)
+        await work.publisher.flush()
+
+        assert seen == [["bare", "first"]]
+        assert await notes(engine) == ["bare", "first", "with the success"]
+        assert await state(engine, job_id) == "succeeded"
+        assert len(await hints(redis)) == 1
+
+
+async def test_a_joined_transaction_is_fenced_as_any_other(engine: AsyncEngine, settings: Settings) -> None:
+    raised: list[LeaseLost] = []
+
+    async def job(session: AsyncSession) -> None:
+        await session.run_sync(lambda sync: inspect(sync.get_bind()).has_table("note"))
+        await note(session, "lost")
+        await _lose(engine)
+        try:
+            await session.commit()
+        except LeaseLost as lost:
+            raised.append(lost)
+
+    async with a_work_with(settings, job, **OWN) as work, heard() as told:
+        await run_new(work, engine)
+
+        assert (len(raised), await notes(engine)) == (1, [])
+        assert [type(one) for one in told] == [StaleWriteRefused]
+
+
+async def test_a_success_whose_commit_did_not_take_place_is_none(engine: AsyncEngine, settings: Settings) -> None:
+    async def job(session: AsyncSession) -> None:
+        driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+        await session.commit()
+        await driver.transaction().start()  # SQLAlchemy does not know of it: its COMMIT ends a savepoint
+        await note(session, "lost")
+
+    async with a_work_with(settings, job, **OWN) as work, heard() as told:
+        job_id, _ = await run_new(work, engine)
+
+        found = await row(engine, job_id)
+        assert (found.state, await notes(engine)) == ("queued", [])
+        assert "TransactionEscaped" in found.error
+        assert CommitInDoubt in [type(one) for one in told]
+        assert work.counts.succeeded == 0
 
 
 # ── connections and cancellation ────────────────────────────────────────────────────────────────────────────────────

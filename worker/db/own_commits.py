@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
+from worker.core.errors import TransactionEscaped
 from worker.db.transaction import AttemptTransaction
+
+_NOT_SENT: Final = (
+    "the transaction went on after its COMMIT, for the job had begun another around it on the driver; leave BEGIN and"
+    " asyncpg's transaction() out, the session begins its transactions by itself"
+)
 
 
 class OwnCommits(AttemptTransaction):
@@ -30,7 +37,10 @@ class OwnCommits(AttemptTransaction):
         return self._begun()
 
     def keep(self) -> None:
-        """The job has committed: nothing can take that back."""
+        """The job has committed: nothing can take that back, nor hold it up."""
+        # A session that joined a savepoint of the connection's has only released that.
+        if self._connection is not None and self._connection.in_transaction():
+            self._connection.commit()
 
     def settle(self, session: Session) -> Connection | None:
         """Flush what the job left pending; the completion is part of its last transaction, or one of its own."""
@@ -42,10 +52,15 @@ class OwnCommits(AttemptTransaction):
         return self.ready_to_complete()
 
     def commit(self) -> None:
-        """The COMMIT of the completion, whose UPDATE was the fence."""
+        """The COMMIT of the completion, whose UPDATE was the fence.
+
+        Raises: `TransactionEscaped` when it ended no transaction.
+        """
         assert self._last is not None
         self.commit_sent = True
         self._last.commit()
+        if self.left_in_transaction():
+            raise TransactionEscaped(_NOT_SENT)
 
     def before_commit(self, connection: Connection) -> None:
         """A COMMIT of the job's own takes place only while the attempt holds the job."""

@@ -190,6 +190,11 @@ class AttemptTransaction:
         if self._connection is not None and not self._connection.invalidated:
             self._connection.invalidate()
 
+    def left_in_transaction(self) -> bool:
+        """Whether the driver is in a transaction, whatever SQLAlchemy takes for true."""
+        connection = self._connection
+        return connection is not None and not connection.invalidated and _driver(connection).is_in_transaction()
+
     def _begun(self) -> Connection:
         if self._escaped:
             raise TransactionEscaped(_ESCAPED)

@@ -76,9 +76,12 @@ class Attempt:
         """The attempt's session, made at the first call."""
         if self._session is None:
             info = joining(self.transaction)
-            if not isinstance(self.transaction, OwnCommits):  # else its hints leave after each commit, as anybody's
+            if isinstance(self.transaction, OwnCommits):
+                # Hints leave after each commit, as anybody's; a transaction that a bare statement began is its own too.
+                self._session = self._work.sessions(info=info, join_transaction_mode="control_fully")
+            else:
                 info[OUTBOX] = self._outbox
-            self._session = self._work.sessions(info=info)
+                self._session = self._work.sessions(info=info)
         return self._session
 
     @property
