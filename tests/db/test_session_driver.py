@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from tests.db.attempts import an_attempt, run, words
 from tests.db.moves import a_held_job
 from tests.db.session_cases import write
+from worker.core.errors import TransactionEscaped
 from worker.flow.work import Work
 
 pytestmark = [pytest.mark.leaves_running, pytest.mark.usefixtures("note_table")]
@@ -77,6 +78,25 @@ async def test_what_a_job_left_on_its_connection_or_its_driver_is_gone_for_the_n
     assert await run(work, first, leaving)
     assert await run(work, second, following)
     assert await words(engine) == {"a", "b"}
+
+
+async def test_a_transaction_that_the_job_began_on_the_driver_hides_no_lost_commit_and_reaches_no_other_job(
+    work: Work, engine: AsyncEngine
+) -> None:
+    first, second = await a_held_job(engine), await a_held_job(engine)
+
+    async def around(session: AsyncSession) -> None:
+        await begins_a_savepoint(session)  # before the session has begun: it is the transaction, and ours a savepoint
+        await write(session, "lost")
+
+    async def following(session: AsyncSession) -> None:
+        await write(session, "kept")
+
+    with pytest.raises(TransactionEscaped, match="went on after its COMMIT"):
+        await run(work, first, around)
+    assert await run(work, second, following)
+
+    assert await words(engine) == {"kept"}
 
 
 async def test_a_copy_that_is_still_under_way_fails_the_attempt_and_its_connection_is_not_used_again(

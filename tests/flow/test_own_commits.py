@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 from sqlalchemy import Connection, event, inspect, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from tests.flow.helpers import NAME, a_work_with, claimed, end_backend, note, notes, run_job, run_new, start
-from tests.support import a_job, attempts, heard, hints, row, state, until
+from tests.support import a_job, a_locked_row, attempts, heard, hints, row, state, until
 from worker import enqueue
 from worker.core.errors import LeaseLost
 from worker.flow.holdings import Because
@@ -283,6 +283,55 @@ async def test_a_success_whose_commit_did_not_take_place_is_none(engine: AsyncEn
         assert "TransactionEscaped" in found.error
         assert CommitInDoubt in [type(one) for one in told]
         assert work.counts.succeeded == 0
+
+
+async def test_who_is_refused_a_commit_leaves_nothing_on_the_connection(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    async def job(session: AsyncSession, lose: bool) -> None:
+        look = text("SELECT pg_backend_pid(), current_setting('work_mem'), to_regclass('pg_temp.mine')::text")
+        seen.append(tuple((await session.execute(look)).one()))
+        if lose:
+            await session.execute(text("SET work_mem = '77MB'"))
+            await session.execute(text("CREATE TEMP TABLE mine ()"))
+            await session.commit()
+            await note(session, "lost")
+            await _lose(engine)
+            await session.commit()
+
+    async with a_work_with(settings, job, **OWN) as work:
+        for lose in (False, True, False):
+            async with engine.begin() as connection:
+                await connection.execute(text("DELETE FROM exarq.job"))
+            await run_new(work, engine, args={"lose": lose})
+
+    assert seen[0] == seen[1] == seen[2]  # the same connection too: nothing had to be thrown away
+
+
+@pytest.mark.parametrize("joined", [False, True])
+async def test_what_a_refused_commit_would_have_kept_is_gone_where_the_job_goes_on(
+    engine: AsyncEngine, settings: Settings, joined: bool
+) -> None:
+    async def job(session: AsyncSession) -> None:
+        await session.execute(text("SET lock_timeout = '50ms'"))
+        await session.commit()
+        if joined:
+            await session.run_sync(lambda sync: inspect(sync.get_bind()).has_table("note"))
+        await note(session, "rolled back")
+        async with a_locked_row(engine, job_id):
+            with pytest.raises(DBAPIError):
+                await session.commit()
+        await session.rollback()
+        await note(session, "kept")
+        await session.commit()
+
+    async with a_work_with(settings, job, **OWN) as work:
+        job_id = await a_job(engine, name=NAME)
+        await run_job(work, job_id)
+
+        assert (await state(engine, job_id), await notes(engine)) == ("succeeded", ["kept"])
 
 
 # ── connections and cancellation ────────────────────────────────────────────────────────────────────────────────────

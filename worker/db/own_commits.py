@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from worker.core.errors import TransactionEscaped
-from worker.db.transaction import AttemptTransaction
-
-_NOT_SENT: Final = (
-    "the transaction went on after its COMMIT, for the job had begun another around it on the driver; leave BEGIN and"
-    " asyncpg's transaction() out, the session begins its transactions by itself"
-)
+from worker.db.transaction import AttemptTransaction, dbapi_of
 
 
 class OwnCommits(AttemptTransaction):
@@ -59,13 +52,18 @@ class OwnCommits(AttemptTransaction):
         assert self._last is not None
         self.commit_sent = True
         self._last.commit()
-        if self.left_in_transaction():
-            raise TransactionEscaped(_NOT_SENT)
+        self.require_ended()
 
     def before_commit(self, connection: Connection) -> None:
         """A COMMIT of the job's own takes place only while the attempt holds the job."""
-        if not self.commit_sent:
+        if self.commit_sent:
+            return
+        try:
             self._fence(connection)
+        except Exception:  # SQLAlchemy takes the transaction for ended, and would send no ROLLBACK any more
+            if not connection.invalidated:
+                dbapi_of(connection).rollback()
+            raise
 
     def _begin(self, connection: Connection) -> None:
         pass

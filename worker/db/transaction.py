@@ -46,6 +46,11 @@ _LOST = (
     " cannot go on from there: let the error pass, so that it is run again"
 )
 
+_WENT_ON = (
+    "the transaction went on after its COMMIT, for the job had begun another around it on the driver; leave BEGIN and"
+    " asyncpg's transaction() out, the session begins its transactions by itself"
+)
+
 _OUTLIVED = "the attempt has ended and its session with it; nothing more can be done with it"
 
 
@@ -139,16 +144,20 @@ class AttemptTransaction:
         Raises: `TransactionEscaped` when the job ended it behind the session's back. Asks asyncpg, not the server.
         """
         connection = self._begun()
-        began = _proxied(connection)._transaction is not None
+        began = dbapi_of(connection)._transaction is not None
         if began and not _driver(connection).is_in_transaction():
             raise TransactionEscaped(_ESCAPED)
         return connection
 
     def commit(self) -> None:
-        """The one COMMIT of the attempt."""
+        """The one COMMIT of the attempt.
+
+        Raises: `TransactionEscaped` when it ended no transaction.
+        """
         assert self._root is not None
         self.commit_sent = True
         self._root.commit()
+        self.require_ended()
 
     def before_commit(self, _connection: Connection) -> None:
         """Called before each COMMIT on the connection: only ours may take place."""
@@ -172,12 +181,12 @@ class AttemptTransaction:
             return
         try:
             connection.rollback()
-            if self._for_this_job_only or (not connection.invalidated and _has_listeners(connection)):
+            if self._for_this_job_only or _is_dirty(connection):
                 connection.invalidate()
             if not connection.invalidated:
                 connection.info.pop(ATTEMPT, None)
                 if reset := connection.info.get(RESET_KEY, RESET):
-                    _proxied(connection).run_async(lambda driver: driver.execute(reset))
+                    dbapi_of(connection).run_async(lambda driver: driver.execute(reset))
         except BaseException as error:  # a connection that was not cleaned is not used again
             connection.invalidate()
             if not isinstance(error, Exception):
@@ -190,10 +199,13 @@ class AttemptTransaction:
         if self._connection is not None and not self._connection.invalidated:
             self._connection.invalidate()
 
-    def left_in_transaction(self) -> bool:
-        """Whether the driver is in a transaction, whatever SQLAlchemy takes for true."""
-        connection = self._connection
-        return connection is not None and not connection.invalidated and _driver(connection).is_in_transaction()
+    def require_ended(self) -> None:
+        """Refuse to take for a COMMIT what has only released a savepoint.
+
+        Raises: `TransactionEscaped`.
+        """
+        if self._connection is not None and _is_in_transaction(self._connection):
+            raise TransactionEscaped(_WENT_ON)
 
     def _begun(self) -> Connection:
         if self._escaped:
@@ -249,12 +261,22 @@ def _connect(engine: Engine) -> Connection:
         raise
 
 
-def _proxied(connection: Connection) -> Any:
+def dbapi_of(connection: Connection) -> Any:
+    """SQLAlchemy's own adapter of the driver's connection."""
     return connection.connection.dbapi_connection
 
 
 def _driver(connection: Connection) -> Any:
     return connection.connection.driver_connection
+
+
+def _is_in_transaction(connection: Connection) -> bool:
+    return not connection.invalidated and _driver(connection).is_in_transaction()
+
+
+def _is_dirty(connection: Connection) -> bool:
+    """Whether no reset helps: in a transaction, which SQLAlchemy believes ended, a reset is rolled back."""
+    return not connection.invalidated and (_has_listeners(connection) or _is_in_transaction(connection))
 
 
 def _has_listeners(connection: Connection) -> bool:

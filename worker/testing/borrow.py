@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import asyncpg
-from asyncpg.transaction import Transaction
+from asyncpg.transaction import Transaction, TransactionState
 from sqlalchemy import Engine, NullPool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -78,6 +78,7 @@ class _Borrowed:
     def __init__(self, raw: Any, lender: _Lender) -> None:
         self._raw = raw
         self._lender = lender
+        self._last: Any = None  # the latest transaction on it
         self.savepoint = f"exarq_{next(_numbers)}"
 
     def __getattr__(self, name: str) -> Any:
@@ -85,7 +86,14 @@ class _Borrowed:
 
     def transaction(self, *, readonly: bool = False, **_not_a_savepoints: object) -> Transaction:
         """A savepoint, read-only where that is asked for; its isolation is that of the test's transaction."""
-        return _ReadOnlySavepoint(self._raw) if readonly else self._raw.transaction()
+        begun: Transaction = _ReadOnlySavepoint(self._raw) if readonly else self._raw.transaction()
+        self._last = begun
+        return begun
+
+    def is_in_transaction(self) -> bool:
+        """Whether it is in one of this checkout's, for the test's goes on around it."""
+        started = self._last is not None and self._last._state is TransactionState.STARTED
+        return started and bool(self._raw.is_in_transaction())
 
     async def execute(self, query: str, *args: Any, **options: Any) -> Any:
         """Pass it on; what the test has set on its connection is not reset after each attempt."""
