@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from tests.db.attempts import kept_by_plain_sqlalchemy, run, words
 from tests.db.moves import a_held_job
-from tests.db.session_cases import CASES, add
+from tests.db.session_cases import CASES, Note, add
 from tests.flow.helpers import end_backend
 from tests.support import a_work, heard, until
 from worker.core.errors import LeaseLost, SettingsError
@@ -117,6 +117,62 @@ async def test_an_attempt_keeps_what_plain_sqlalchemy_keeps_and_without_its_toke
             assert await words(engine) == expected, body.__name__
             async with engine.begin() as connection:
                 await connection.execute(text("TRUNCATE note"))
+
+
+class Keeping(Session):
+    """A sync session class that deletes nothing, and counts what it is asked for."""
+
+    def delete(self, instance: object) -> None:
+        self._ask("delete")
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        self._ask("get")
+        return super().get(*args, **kwargs)
+
+    def refresh(self, *args: Any, **kwargs: Any) -> None:
+        self._ask("refresh")
+        super().refresh(*args, **kwargs)
+
+    def commit(self) -> None:
+        self._ask("commit")
+        super().commit()
+
+    def rollback(self) -> None:
+        self._ask("rollback")
+        super().rollback()
+
+    def _ask(self, name: str) -> None:
+        self.info["asked"].append(name)
+
+
+@pytest.mark.usefixtures("note_table")
+async def test_what_the_users_class_overrides_it_overrides_in_an_attempt(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    asked: list[str] = []
+
+    def make(url: str) -> Any:
+        info = {"asked": asked}
+        return async_sessionmaker(
+            create_async_engine(url), sync_session_class=Keeping, info=info, expire_on_commit=False
+        )
+
+    async with a_work(of(settings, make)) as work:
+
+        async def body(session: AsyncSession) -> None:
+            kept = Note(word="kept")
+            session.add(kept)
+            await session.commit()
+            await session.get(Note, "kept")
+            await session.refresh(kept)
+            await session.delete(kept)
+            await session.rollback()
+            assert asked == ["commit", "get", "refresh", "delete", "rollback"]
+            await session.delete(kept)
+
+        assert await run(work, await a_held_job(engine), body)
+
+        assert await words(engine) == {"kept"}
 
 
 @pytest.mark.usefixtures("note_table")

@@ -67,11 +67,11 @@ class AttemptSession(Session):
             super().rollback()
 
 
-def _for_its_owner(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
+def _for_its_owner(name: str) -> Callable[..., Any]:
+    @functools.wraps(getattr(Session, name))
     def guarded(session: AttemptSession, *args: Any, **kwargs: Any) -> Any:
         session.require_owner()
-        return method(session, *args, **kwargs)
+        return getattr(super(AttemptSession, session), name)(*args, **kwargs)  # a user's class may override it
 
     return guarded
 
@@ -88,7 +88,7 @@ for _name in (
     "refresh",
     "rollback",
 ):
-    setattr(AttemptSession, _name, _for_its_owner(getattr(Session, _name)))
+    setattr(AttemptSession, _name, _for_its_owner(_name))
 
 
 class JobSession(AsyncSession):
