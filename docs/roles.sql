@@ -11,11 +11,16 @@ GRANT SELECT, INSERT, DELETE ON exarq.attempt TO exarq_worker;
 GRANT SELECT, UPDATE ON exarq.upkeep TO exarq_worker;
 GRANT SELECT ON exarq.installation, exarq.alembic_version TO exarq_worker;
 
--- A service that enqueues, and reads nothing of what others have enqueued.
+-- A service that enqueues, and reads no arguments or results of what others have enqueued.
 CREATE ROLE exarq_service LOGIN;
 GRANT USAGE ON SCHEMA exarq TO exarq_service;
 GRANT INSERT, SELECT (id, run_at, enqueued_at) ON exarq.job TO exarq_service;
 GRANT SELECT ON exarq.installation TO exarq_service;
+-- For key=…: it sees every job's name, key and state, and on_conflict='replace' may change what waits. Without keys, leave
+-- these out.
+GRANT SELECT (name, queue, state, attempt, priority, expires_at, unique_key, unique_for, unique_until)
+    ON exarq.job TO exarq_service;
+GRANT UPDATE (args, run_at, first_due_at, priority, expires_at, unique_until) ON exarq.job TO exarq_service;
 
 -- Somebody who looks: `exarq jobs list`, `exarq jobs show`, `exarq db current`.
 CREATE ROLE exarq_reader LOGIN;

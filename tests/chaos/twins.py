@@ -265,7 +265,7 @@ def _gives_back_what_is_lost() -> None:
 
 def _takes_any_key() -> None:
     """An enqueue writes its job whoever has the key."""
-    _put(unique, "ENQUEUE_UNLESS_THERE", statements._enqueue_statement(statements._FULL))
+    _put(unique, "ENQUEUE_UNLESS_THERE", statements.ENQUEUE_FULL)
 
 
 def _leaks(*, uncommitted: bool = False) -> None:

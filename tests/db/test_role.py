@@ -163,6 +163,54 @@ async def test_a_services_role_enqueues_and_sees_nothing_of_others(
     assert await state(engine, handle.id) == "queued"
 
 
+@pytest.mark.leaves_hints  # nobody claims here
+async def test_a_services_role_enqueues_with_all_that_an_enqueue_can_say(
+    engine: AsyncEngine, database_url: str, suffix: str, publisher: Publisher
+) -> None:
+    service = create_async_engine(address(database_url, f"exarq_service{suffix}"))
+    short = {"key": "b", "unique": timedelta(seconds=60)}
+    said: list[tuple[dict[str, Any], str]] = [
+        ({"priority": 1}, "created"),
+        ({"expires": 60}, "created"),
+        ({"key": "a"}, "created"),
+        ({"key": "a"}, "exists"),
+        ({"key": "a", "on_conflict": "replace"}, "replaced"),
+        (short, "created"),
+        (short, "exists"),
+    ]
+    try:
+        for options, happened in said:
+            assert await enqueued_by(service, publisher, **options) == happened, options
+        async with engine.begin() as connection:
+            await connection.execute(text("UPDATE exarq.job SET state = 'failed', unique_until = now()"))
+        assert await enqueued_by(service, publisher, **short) == "created"
+    finally:
+        await service.dispose()
+
+
+async def enqueued_by(service: AsyncEngine, publisher: Publisher, **options: Any) -> str:
+    async with AsyncSession(service, info=publisher.info) as session, session.begin():
+        return (await jobs.note.options(**options).enqueue(session, "from a service")).happened
+
+
+@pytest.mark.leaves_hints
+async def test_a_services_role_needs_no_grant_for_keys_to_enqueue_without_one(
+    engine: AsyncEngine, database_url: str, suffix: str, publisher: Publisher
+) -> None:
+    role = f"exarq_service{suffix}"
+    async with engine.begin() as connection:
+        for what in (
+            "SELECT (name, unique_key)",
+            "UPDATE (args, run_at, first_due_at, priority, expires_at, unique_until)",
+        ):
+            await connection.execute(text(f"REVOKE {what} ON exarq.job FROM {role}"))
+    service = create_async_engine(address(database_url, role))
+    try:
+        assert await enqueued_by(service, publisher, priority=1, expires=60) == "created"
+    finally:
+        await service.dispose()
+
+
 async def test_a_readers_role_sees_jobs_and_changes_none(
     engine: AsyncEngine, database_url: str, suffix: str, publisher: Publisher
 ) -> None:

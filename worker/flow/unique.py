@@ -8,14 +8,14 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Executable
 
 from worker.broker.hints import Hint
 from worker.core.errors import AlreadyEnqueued, ExarqError
 from worker.core.states import JobState
 from worker.db import transitions
 from worker.db.ids import uuid7
-from worker.db.statements.enqueue import ENQUEUE_UNLESS_THERE
+from worker.db.statements.enqueue import ENQUEUE_FULL, ENQUEUE_UNLESS_THERE
 from worker.db.statements.unique import FIND_AND_HOLD, FIND_TO_REPLACE, FREE
 from worker.flow.call import Call, Unique
 from worker.flow.handle import Handle, Happened
@@ -49,14 +49,23 @@ class _Insert:
     def __init__(self, connection: Connection, calls: Sequence[Call]) -> None:
         self._connection = connection
         self._calls = calls
+        # One order for all: else two producers could each hold a key that the other waits for.
+        keyed = [number for number, call in enumerate(calls) if call.unique]
+        self._keyed = sorted(keyed, key=self._name_and_key)
         self._handles: dict[int, Handle] = {}
         self._hints: dict[UUID, Hint] = {}
         self._over: list[UUID] = []
 
     def run(self) -> tuple[list[Handle], list[Hint]]:
+        if self._keyed:
+            self._write_keyed()
+        self._write(ENQUEUE_FULL, [number for number, call in enumerate(self._calls) if not call.unique])
+        return [self._handles[number] for number in range(len(self._calls))], list(self._hints.values())
+
+    def _write_keyed(self) -> None:
         for _ in range(_TRIES):
             if self._once():
-                return [self._handles[number] for number in range(len(self._calls))], list(self._hints.values())
+                return
             if self._over:
                 self._connection.execute(FREE, {"ids": self._over})
         raise ExarqError(f"jobs with these keys came and went {_TRIES} times during one enqueue; enqueue again")
@@ -64,23 +73,26 @@ class _Insert:
     def _once(self) -> bool:
         """Write or settle each; False where a key has become free meanwhile: then nothing is written and none held."""
         self._handles, self._hints, self._over = {}, {}, []
-        alone = len(self._calls) == 1
+        alone = len(self._keyed) == 1
         if alone and not self._create():
             return True  # without a savepoint, for that is the usual case
         # From here on an attempt that is given up must give up its locks too: a job that was claimed while it was
         # looked for is held by us all the same, and could not be completed; and keys are to be taken in one order only.
         with self._connection.begin_nested() as savepoint:
-            if self._settle([0] if alone else self._create()):
+            if self._settle(self._keyed if alone else self._create()):
                 return True
             savepoint.rollback()
             return False
 
     def _create(self) -> list[int]:
         """Write those whose keys are free; returns the others."""
-        # One order for all: else two producers could each hold a key that the other waits for.
-        left = {uuid7(): number for number in sorted(range(len(self._calls)), key=self._name_and_key)}
+        return self._write(ENQUEUE_UNLESS_THERE, self._keyed)
+
+    def _write(self, statement: Executable, numbers: Sequence[int]) -> list[int]:
+        """Write these; returns those that the statement has left out."""
+        left = {uuid7(): number for number in numbers}
         rows = [_row(id_, self._calls[number]) for id_, number in left.items()]
-        for id_, *told in self._connection.execute(ENQUEUE_UNLESS_THERE, _arrays(rows)):
+        for id_, *told in self._connection.execute(statement, _arrays(rows)) if rows else ():
             number = left.pop(id_)
             call = self._calls[number]
             self._note(number, "created", _hint(call.name, call.queue, call.priority, id_, *told))

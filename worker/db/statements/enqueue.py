@@ -84,7 +84,9 @@ def _enqueue_statement(columns: dict[str, Any]) -> Any:
 
 ENQUEUE = _enqueue_statement({**_PLAIN, **_DUE})
 
+ENQUEUE_FULL = _enqueue_statement(_FULL)
+
 # A row whose key another job has is left out of the answer, and the caller's transaction goes on.
-ENQUEUE_UNLESS_THERE = _enqueue_statement(_FULL).on_conflict_do_nothing(
+ENQUEUE_UNLESS_THERE = ENQUEUE_FULL.on_conflict_do_nothing(
     index_elements=["name", "unique_key"], index_where=text(UNIQUE_WHILE)
 )
