@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker.core.states import JobState
 from worker.db import overview, people, reads, transitions
 from worker.db.ids import uuid7
-from worker.db.statements.unique import FIND_AND_HOLD, FIND_TO_REPLACE
+from worker.db.statements.unique import FIND
 from worker.db.transitions import Held
 from worker.db.turns import Position
 
@@ -101,11 +101,8 @@ async def request_cancel_many(connection: AsyncConnection) -> None:
 
 
 async def find_keys(connection: AsyncConnection) -> None:
-    await connection.execute(FIND_AND_HOLD, {"wanted_names": ["tests.noop"] * 2, "wanted_keys": ["a", "b"]})
-
-
-async def find_keys_to_replace(connection: AsyncConnection) -> None:
-    await connection.execute(FIND_TO_REPLACE, {"wanted_names": ["tests.noop"] * 2, "wanted_keys": ["a", "b"]})
+    given = {"wanted_names": ["tests.noop"] * 2, "wanted_keys": ["a", "b"], "to_replaces": [True, False]}
+    await connection.execute(FIND, given)
 
 
 async def queues_waiting(connection: AsyncConnection) -> None:
@@ -137,7 +134,6 @@ STATEMENTS: list[tuple[Callable[[AsyncConnection], Awaitable[None]], str]] = [
     (delete_many, "job_pkey"),
     (request_cancel_many, "job_pkey"),
     (find_keys, "job_unique"),
-    (find_keys_to_replace, "job_unique"),
     (queues_waiting, "job_waiting"),
     (queues_done, "job_final"),
     (workers_running, "job_running"),

@@ -196,6 +196,20 @@ async def test_replace_lets_what_has_started_run_and_enqueues_anew(sessions: Ses
     await transitions_to_an_end(work, first.id)
 
 
+async def test_replace_leaves_alone_what_has_started_and_waits_for_its_next_attempt(
+    engine: AsyncEngine, sessions: Sessions, work: Work
+) -> None:
+    first = await place(sessions, 1, unique="until_done")
+    (run,) = await claimed(work, first.id)
+    async with engine.begin() as connection:
+        assert await transitions.snooze(connection, run.claimed.held, timedelta(0))
+    work.holdings.let_go(run.claimed.held)
+
+    with pytest.raises(AlreadyEnqueued, match=f"{first.id} is queued"):
+        await place(sessions, 2, on_conflict="replace")
+    assert (await row(engine, first.id)).args == {"invoice": 1}
+
+
 async def test_replace_raises_where_the_new_arguments_would_be_lost(sessions: Sessions, work: Work) -> None:
     first = await place(sessions, 1, unique="until_done")
     await claimed(work, first.id)
@@ -255,22 +269,41 @@ async def somebody_waits(engine: AsyncEngine) -> bool:
         return bool((await connection.execute(text(found))).scalar_one())
 
 
-async def test_a_job_found_waiting_starts_only_after_the_commit_of_who_has_found_it(
+async def test_a_replaced_job_starts_only_after_the_commit_of_who_has_replaced_it(
     engine: AsyncEngine, sessions: Sessions, work: Work, redis: ArqRedis, publisher: Publisher
 ) -> None:
     """Else it could run without what its second producer has written, and nobody would run for that."""
-    first = await place(sessions, unique="until_started")
+    first = await place(sessions, on_conflict="replace")
     await publisher.flush()
     await redis.zadd("arq:queue", {str(first.id): 4e12})  # a claim has met the lock and hidden the hint
 
     async with sessions.begin() as session:
-        assert (await BILL.options(key="7", unique="until_started").enqueue(session)).id == first.id
+        assert (await BILL.options(key="7", on_conflict="replace").enqueue(session)).id == first.id
         before = await claimed(work, first.id)
     after = await claimed(work, first.id)
 
     await publisher.flush()
     assert (before, len(after)) == ([], 1)
     assert (await hints(redis))[str(first.id)] < 4e12
+    await transitions_to_an_end(work, first.id)
+
+
+@pytest.mark.parametrize("unique", ["until_started", "until_done"])
+async def test_a_skipped_job_starts_whoever_has_found_it_and_not_committed(
+    sessions: Sessions, work: Work, unique: Any
+) -> None:
+    """Else producers of one key whose transactions overlap would keep its job from ever starting."""
+    first = await place(sessions, unique=unique)
+    replaced_beside = BILL.options(key="8", on_conflict="replace")
+    await place(sessions, key="8", on_conflict="replace")
+
+    async with sessions.begin() as session:
+        skipping = BILL.options(key="7", unique=unique)
+        assert (await skipping.enqueue(session)).id == first.id
+        await enqueue_many(session, [skipping.call(), replaced_beside.call()])
+        (run,) = await claimed(work, first.id)
+
+    assert run.claimed.held.job_id == first.id
     await transitions_to_an_end(work, first.id)
 
 

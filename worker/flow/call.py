@@ -33,9 +33,10 @@ class EnqueueOptions(TypedDict, total=False):
     `key`: while a job of this name has the key, there is no second one.
     `unique`: for how long it has it: `"until_done"` (the default), `"until_started"`, or a timedelta from the enqueue,
     and then until it is done.
-    `on_conflict`: `"skip"` (the default) returns the job that has the key; `"raise"` raises `AlreadyEnqueued`;
-    `"replace"` gives a job that waits the new arguments, due time, priority and deadline. What has started cannot be
-    replaced, so a replacing enqueue is unique until started.
+    `on_conflict`: `"skip"` (the default) returns the job that has the key, which may start before your commit and so
+    without what you wrote; `"raise"` raises `AlreadyEnqueued`; `"replace"` gives a job that has not started the new
+    arguments, due time, priority and deadline, and has it start only after your commit. What has started, even if it
+    waits for another attempt, cannot be replaced, so a replacing enqueue is unique until started.
     """
 
     queue: str | None

@@ -16,7 +16,7 @@ from worker.core.states import JobState
 from worker.db import transitions
 from worker.db.ids import uuid7
 from worker.db.statements.enqueue import ENQUEUE_FULL, ENQUEUE_UNLESS_THERE
-from worker.db.statements.unique import FIND_AND_HOLD, FIND_TO_REPLACE, FREE
+from worker.db.statements.unique import FIND, FREE
 from worker.flow.call import Call, Unique
 from worker.flow.handle import Handle, Happened
 
@@ -26,8 +26,8 @@ _TRIES: Final = 100
 def insert(connection: Connection, calls: Sequence[Call]) -> tuple[list[Handle], list[Hint]]:
     """Write the jobs whose keys are free; for each other call, do as its `on_conflict` says.
 
-    Waits for a transaction that enqueues the same key. A job that is found waiting stays so until the caller's
-    transaction ends: it starts after that, so it sees what the caller wrote.
+    Waits for a transaction that enqueues the same key. A job that is replaced starts only after the caller's commit, so
+    it sees what the caller wrote; one that is skipped may have started before.
 
     Raises: `AlreadyEnqueued` where a call says so, or cannot replace what it found; then none of these is written.
     """
@@ -39,6 +39,7 @@ class _Found:
     """A job that has a key."""
 
     state: JobState
+    replaceable: bool
     over: bool
     hint: Hint
 
@@ -74,12 +75,13 @@ class _Insert:
         """Write or settle each; False where a key has become free meanwhile: then nothing is written and none held."""
         self._handles, self._hints, self._over = {}, {}, []
         alone = len(self._keyed) == 1
-        if alone and not self._create():
-            return True  # without a savepoint, for that is the usual case
-        # From here on an attempt that is given up must give up its locks too: a job that was claimed while it was
-        # looked for is held by us all the same, and could not be completed; and keys are to be taken in one order only.
+        left = self._create() if alone else self._keyed
+        if alone and (not left or not self._replaces(left[0])):
+            return self._settle(left)  # without a savepoint, for that is the usual case
+        # From here on an attempt that is given up must give up its locks too: a job that was claimed while it was to be
+        # replaced is held by us all the same, and could not be completed; and keys are to be taken in one order only.
         with self._connection.begin_nested() as savepoint:
-            if self._settle(self._keyed if alone else self._create()):
+            if self._settle(left if alone else self._create()):
                 return True
             savepoint.rollback()
             return False
@@ -111,8 +113,8 @@ class _Insert:
             job = found[self._name_and_key(number)]
             match self._unique(number).on_conflict:
                 case "skip":
-                    self._note(number, "exists", job.hint, waits=job.state is JobState.QUEUED)
-                case "replace" if job.state is JobState.QUEUED:
+                    self._handles[number] = Handle(job.hint.job_id, job.hint.name, "exists")
+                case "replace" if job.replaceable:
                     replacing[job.hint.job_id] = number  # of several, the last
                     self._note(number, "replaced", job.hint)
                 case _:
@@ -121,13 +123,15 @@ class _Insert:
         return True
 
     def _find(self, numbers: Iterable[int]) -> dict[tuple[str, str], _Found]:
-        wanted = sorted({self._name_and_key(number) for number in numbers})
-        replaces = any(self._unique(number).on_conflict == "replace" for number in numbers)
-        arrays = _arrays([{"wanted_name": name, "wanted_key": key} for name, key in wanted])
-        rows = self._connection.execute(FIND_TO_REPLACE if replaces else FIND_AND_HOLD, arrays)
+        wanted: dict[tuple[str, str], bool] = {}
+        for number in numbers:
+            wanted[self._name_and_key(number)] = wanted.get(self._name_and_key(number), False) or self._replaces(number)
+        arrays = _arrays(
+            [{"wanted_name": name, "wanted_key": key, "to_replace": replace} for (name, key), replace in wanted.items()]
+        )
         return {
-            (name, key): _Found(JobState(state), over, _hint(name, queue, priority, *told))
-            for name, key, state, queue, priority, over, *told in rows
+            (name, key): _Found(JobState(state), replaceable, over, _hint(name, queue, priority, *told))
+            for name, key, state, queue, priority, replaceable, over, *told in self._connection.execute(FIND, arrays)
         }
 
     def _replace(self, replacing: Mapping[UUID, int]) -> None:
@@ -137,10 +141,12 @@ class _Insert:
             call = self._calls[replacing[id_]]
             self._hints[id_] = _hint(call.name, self._hints[id_].queue, call.priority, id_, *told)
 
-    def _note(self, number: int, happened: Happened, hint: Hint, *, waits: bool = True) -> None:
+    def _note(self, number: int, happened: Happened, hint: Hint) -> None:
         self._handles[number] = Handle(hint.job_id, hint.name, happened)
-        if waits:  # also what was there: a claim that met our lock on its row has hidden its hint
-            self._hints[hint.job_id] = hint
+        self._hints[hint.job_id] = hint
+
+    def _replaces(self, number: int) -> bool:
+        return self._unique(number).on_conflict == "replace"
 
     def _unique(self, number: int) -> Unique:
         unique = self._calls[number].unique

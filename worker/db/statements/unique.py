@@ -1,4 +1,4 @@
-"""The jobs that have a key: found and held, replaced while they wait, freed of a time that is over."""
+"""The jobs that have a key: found, replaced until they start, freed of a time that is over."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    Boolean,
     Text,
     Update,
     Uuid,
@@ -28,10 +29,11 @@ from worker.db.statements.enqueue import PLACED, given_calls, told
 _TABLE: Any = Job.__table__
 
 
-def _find_statement(*, to_write: bool) -> Any:
-    """The jobs that have these keys; those that wait are held as they are now, so that none starts before we commit."""
-    given = given_calls({"wanted_name": Text, "wanted_key": Text})
+def _find_statement() -> Any:
+    """The jobs that have these keys; those that are to be replaced and can be are held as they are now."""
+    given = given_calls({"wanted_name": Text, "wanted_key": Text, "to_replace": Boolean})
     over = (Job.unique_until <= func.clock_timestamp()) & Job.state.in_([constant(state) for state in sorted(FINAL)])
+    replaceable = given.c.to_replace & (Job.state == constant(JobState.QUEUED)) & (Job.attempt == 0)
     having = (
         select(
             Job.name,
@@ -39,24 +41,20 @@ def _find_statement(*, to_write: bool) -> Any:
             Job.state,
             Job.queue,
             Job.priority,
+            replaceable.label("replaceable"),
             func.coalesce(over, False).label("over"),
             *told(_TABLE),
         )
         .join(given, (Job.name == given.c.wanted_name) & (Job.unique_key == given.c.wanted_key))
         .where(text(UNIQUE_WHILE))
     )
-    waits = Job.state == constant(JobState.QUEUED)
     held = (
-        having.where(waits)
-        .order_by(Job.name, Job.unique_key)
-        .with_for_update(of=Job, read=not to_write, key_share=to_write)
-        .cte("held")
+        having.where(replaceable).order_by(Job.name, Job.unique_key).with_for_update(of=Job, key_share=True).cte("held")
     )
-    return union_all(select(held), having.where(~waits))
+    return union_all(select(held), having.where(~replaceable))
 
 
-FIND_AND_HOLD = _find_statement(to_write=False)
-FIND_TO_REPLACE = _find_statement(to_write=True)
+FIND = _find_statement()
 
 
 # ── queued → queued ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -68,7 +66,7 @@ def _replace_statement() -> Any:
     due = func.coalesce(given.c.at, func.clock_timestamp() + given.c.delay)
     return (
         update(_TABLE)
-        .where(_TABLE.c.id == given.c.id, _TABLE.c.state == constant(JobState.QUEUED))
+        .where(_TABLE.c.id == given.c.id, _TABLE.c.state == constant(JobState.QUEUED), _TABLE.c.attempt == 0)
         .values(
             args=cast(given.c.args, JSONB),
             first_due_at=due,
