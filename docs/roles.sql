@@ -16,11 +16,12 @@ CREATE ROLE exarq_service LOGIN;
 GRANT USAGE ON SCHEMA exarq TO exarq_service;
 GRANT INSERT, SELECT (id, run_at, enqueued_at) ON exarq.job TO exarq_service;
 GRANT SELECT ON exarq.installation TO exarq_service;
--- For key=…: it sees every job's name, key and state, and on_conflict='replace' may change what waits. Without keys, leave
--- these out.
-GRANT SELECT (name, queue, state, attempt, priority, expires_at, unique_key, unique_for, unique_until)
+-- For key=…: it sees every job's name, key and state, may change what waits (on_conflict='replace') and cancel what has
+-- expired under a key that it wants. A service without keys does not need these two.
+GRANT SELECT (name, queue, state, attempt, priority, expires_at, unique_key, unique_for, unique_until,
+    finished_at, error) ON exarq.job TO exarq_service;
+GRANT UPDATE (args, run_at, first_due_at, priority, expires_at, unique_until, state, finished_at, error)
     ON exarq.job TO exarq_service;
-GRANT UPDATE (args, run_at, first_due_at, priority, expires_at, unique_until) ON exarq.job TO exarq_service;
 
 -- Somebody who looks: `exarq jobs list`, `exarq jobs show`, `exarq db current`.
 CREATE ROLE exarq_reader LOGIN;

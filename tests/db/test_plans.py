@@ -105,6 +105,10 @@ async def find_keys(connection: AsyncConnection) -> None:
     await connection.execute(FIND, given)
 
 
+async def free_key(connection: AsyncConnection) -> None:
+    await connection.run_sync(transitions.free, "tests.noop", "a")
+
+
 async def queues_waiting(connection: AsyncConnection) -> None:
     await connection.execute(overview.WAITING)
 
@@ -134,6 +138,7 @@ STATEMENTS: list[tuple[Callable[[AsyncConnection], Awaitable[None]], str]] = [
     (delete_many, "job_pkey"),
     (request_cancel_many, "job_pkey"),
     (find_keys, "job_unique"),
+    (free_key, "job_unique"),
     (queues_waiting, "job_waiting"),
     (queues_done, "job_final"),
     (workers_running, "job_running"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 from arq.connections import ArqRedis
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -263,10 +264,10 @@ async def test_an_enqueue_waits_for_the_one_that_has_the_key_and_is_not_committe
     assert await count(engine) == 1
 
 
-async def somebody_waits(engine: AsyncEngine) -> bool:
+async def somebody_waits(engine: AsyncEngine, many: int = 1) -> bool:
     async with engine.connect() as connection:
         found = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        return bool((await connection.execute(text(found))).scalar_one())
+        return int((await connection.execute(text(found))).scalar_one()) >= many
 
 
 async def test_a_replaced_job_starts_only_after_the_commit_of_who_has_replaced_it(
@@ -331,6 +332,67 @@ async def test_a_rollback_to_a_savepoint_frees_the_key(engine: AsyncEngine, sess
 
     assert kept.happened == "created"
     assert (await state(engine, undone.id), await state(engine, kept.id)) == (None, "queued")
+
+
+# ── what can never run has no key ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def expire(engine: AsyncEngine, job_id: UUID) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(update(Job).where(Job.id == job_id).values(expires_at=text("now()")))
+
+
+@pytest.mark.parametrize("unique", ["until_started", "until_done", timedelta(hours=1)])
+async def test_an_enqueue_cancels_a_job_that_has_expired_under_its_key(
+    engine: AsyncEngine, sessions: Sessions, unique: Any
+) -> None:
+    first = await place(sessions, 1, unique=unique, expires=60)
+    there = await place(sessions, 1, unique=unique)
+    await expire(engine, first.id)
+
+    second = await place(sessions, 2, unique=unique)
+
+    found = await row(engine, first.id)
+    assert (there.happened, second.happened) == ("exists", "created")
+    assert (found.state, found.unique_until) == ("cancelled", None)
+    assert found.finished_at is not None
+    assert str(found.error).startswith("expired: no attempt may start after 20")
+
+
+async def test_replace_gives_a_job_that_has_expired_another_deadline(engine: AsyncEngine, sessions: Sessions) -> None:
+    first = await place(sessions, 1, on_conflict="replace", expires=60)
+    await expire(engine, first.id)
+
+    second = await place(sessions, 2, on_conflict="replace")
+
+    found = await row(engine, first.id)
+    assert second == Handle(first.id, NAME, "replaced")
+    assert (found.state, found.expires_at, found.args) == ("queued", None, {"invoice": 2})
+
+
+async def test_keys_whose_time_is_over_are_taken_in_one_order_too(
+    engine: AsyncEngine, sessions: Sessions, work: Work
+) -> None:
+    """Else who waits for `a` could hold `b`, for which the holder of `a` waits."""
+    hour = timedelta(hours=1)
+    over = await place(sessions, key="b", unique=hour)
+    await run_job(work, over.id)
+    await later(engine, over.id, hour)
+
+    async def place_each(*together: str) -> list[Handle]:
+        async with sessions.begin() as session:
+            calls = [[BILL.options(key=key, unique=hour).call() for key in keys] for keys in together]
+            return [handle for some in calls for handle in await enqueue_many(session, some)]
+
+    async with sessions.begin() as holder:
+        await holder.execute(select(Job).where(Job.id == over.id).with_for_update())
+        first = asyncio.create_task(place_each("ba"))
+        await until(lambda: somebody_waits(engine), "the first waits for the row of b")
+        second = asyncio.create_task(place_each("a", "b"))
+        await until(lambda: somebody_waits(engine, 2), "the second waits for a key")
+
+    assert [one.happened for one in await first] == ["created", "created"]
+    assert await second == [replace(one, happened="exists") for one in reversed(await first)]
 
 
 # ── what cannot be ──────────────────────────────────────────────────────────────────────────────────────────────────

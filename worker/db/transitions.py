@@ -28,7 +28,7 @@ from worker.db.statements.leave import LEAVE_ONE, RELEASE_MANY, RESCUE
 from worker.db.statements.progress import NOTE_PROGRESS
 from worker.db.statements.prune import PRUNE
 from worker.db.statements.succeed import SUCCEED, SUCCEED_MANY, SUCCEED_MANY_REMARKED, SUCCEED_REMARKED
-from worker.db.statements.unique import REPLACE
+from worker.db.statements.unique import FREE, REPLACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +324,17 @@ def request_cancel(connection: Connection, job_id: UUID, reason: str) -> CancelR
     """
     row = connection.execute(REQUEST_CANCEL, {"job_id": job_id, "reason": reason}).first()
     return None if row is None else CancelRequest(JobState(row[1]), row[2], row[3])
+
+
+# ── queued → cancelled: its deadline is over, and somebody wants its key ────────────────────────────────────────────
+
+
+def free(connection: Connection, name: str, key: str) -> None:
+    """Queued → cancelled where the job that has this key has expired; what is final gives it up once its time is over.
+
+    Waits for another transaction that holds the row; a job that may still have its key keeps it.
+    """
+    connection.execute(FREE, {"wanted_name": name, "wanted_key": key})
 
 
 # ── final → gone ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from worker.core.states import JobState
 from worker.db import transitions
 from worker.db.ids import uuid7
 from worker.db.statements.enqueue import ENQUEUE_FULL, ENQUEUE_UNLESS_THERE
-from worker.db.statements.unique import FIND, FREE
+from worker.db.statements.unique import FIND
 from worker.flow.call import Call, Unique
 from worker.flow.handle import Handle, Happened
 
@@ -55,7 +55,7 @@ class _Insert:
         self._keyed = sorted(keyed, key=self._name_and_key)
         self._handles: dict[int, Handle] = {}
         self._hints: dict[UUID, Hint] = {}
-        self._over: list[UUID] = []
+        self._over: set[tuple[str, str]] = set()
 
     def run(self) -> tuple[list[Handle], list[Hint]]:
         if self._keyed:
@@ -67,14 +67,12 @@ class _Insert:
         for _ in range(_TRIES):
             if self._once():
                 return
-            if self._over:
-                self._connection.execute(FREE, {"ids": self._over})
         raise ExarqError(f"jobs with these keys came and went {_TRIES} times during one enqueue; enqueue again")
 
     def _once(self) -> bool:
-        """Write or settle each; False where a key has become free meanwhile: then nothing is written and none held."""
-        self._handles, self._hints, self._over = {}, {}, []
-        alone = len(self._keyed) == 1
+        """Write or settle each; False where a key is free after all: then nothing is written and none held."""
+        self._handles, self._hints = {}, {}
+        alone = len(self._keyed) == 1 and not self._over
         left = self._create() if alone else self._keyed
         if alone and (not left or not self._replaces(left[0])):
             return self._settle(left)  # without a savepoint, for that is the usual case
@@ -88,7 +86,14 @@ class _Insert:
 
     def _create(self) -> list[int]:
         """Write those whose keys are free; returns the others."""
-        return self._write(ENQUEUE_UNLESS_THERE, self._keyed)
+        if not self._over:
+            return self._write(ENQUEUE_UNLESS_THERE, self._keyed)
+        left = []
+        for number in self._keyed:  # one by one, for to free a key is to take it, and they have one order
+            if self._name_and_key(number) in self._over:
+                transitions.free(self._connection, *self._name_and_key(number))
+            left += self._write(ENQUEUE_UNLESS_THERE, [number])
+        return left
 
     def _write(self, statement: Executable, numbers: Sequence[int]) -> list[int]:
         """Write these; returns those that the statement has left out."""
@@ -105,8 +110,9 @@ class _Insert:
         if not numbers:
             return True
         found = self._find(numbers)
-        self._over = [job.hint.job_id for job in found.values() if job.over]
-        if self._over or any(self._name_and_key(number) not in found for number in numbers):
+        over = {name_and_key for name_and_key, job in found.items() if job.over}
+        self._over |= over
+        if over or any(self._name_and_key(number) not in found for number in numbers):
             return False
         replacing = {}
         for number in numbers:

@@ -1,20 +1,22 @@
-"""The jobs that have a key: found, replaced until they start, freed of a time that is over."""
+"""The jobs that have a key: found, replaced until they start, parted from it when their time is over."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     Boolean,
+    ColumnElement,
     Text,
     Update,
     Uuid,
-    any_,
     bindparam,
+    case,
     cast,
     func,
+    literal,
     null,
+    or_,
     select,
     text,
     union_all,
@@ -27,12 +29,14 @@ from worker.db.models import UNIQUE_WHILE, Job, constant
 from worker.db.statements.enqueue import PLACED, given_calls, told
 
 _TABLE: Any = Job.__table__
+_NOW: ColumnElement[Any] = func.clock_timestamp()
+_TIME_IS_OVER = (Job.unique_until <= _NOW) & Job.state.in_([constant(state) for state in sorted(FINAL)])
+_EXPIRED = (Job.state == constant(JobState.QUEUED)) & (Job.expires_at < _NOW)
 
 
 def _find_statement() -> Any:
     """The jobs that have these keys; those that are to be replaced and can be are held as they are now."""
     given = given_calls({"wanted_name": Text, "wanted_key": Text, "to_replace": Boolean})
-    over = (Job.unique_until <= func.clock_timestamp()) & Job.state.in_([constant(state) for state in sorted(FINAL)])
     replaceable = given.c.to_replace & (Job.state == constant(JobState.QUEUED)) & (Job.attempt == 0)
     having = (
         select(
@@ -42,7 +46,7 @@ def _find_statement() -> Any:
             Job.queue,
             Job.priority,
             replaceable.label("replaceable"),
-            func.coalesce(over, False).label("over"),
+            func.coalesce(or_(_TIME_IS_OVER, _EXPIRED & ~replaceable), False).label("over"),
             *told(_TABLE),
         )
         .join(given, (Job.name == given.c.wanted_name) & (Job.unique_key == given.c.wanted_key))
@@ -81,18 +85,32 @@ def _replace_statement() -> Any:
 REPLACE = _replace_statement()
 
 
-# ── final: its time of uniqueness is over ───────────────────────────────────────────────────────────────────────────
+# ── its key is free: final, its time of uniqueness over; queued → cancelled, its deadline over ──────────────────────
 
 
 def _free_statement() -> Update:
     over = (
-        select(Job.id)
-        .where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))), Job.unique_until <= func.clock_timestamp())
-        .order_by(Job.id)
+        select(Job.id, _EXPIRED.label("expired"))
+        .where(
+            Job.name == bindparam("wanted_name", type_=Text),
+            Job.unique_key == bindparam("wanted_key", type_=Text),
+            text(f"({UNIQUE_WHILE})"),
+            or_(_TIME_IS_OVER, _EXPIRED),
+        )
         .with_for_update(key_share=True)
         .cte("over")
     )
-    return update(Job).where(Job.id == over.c.id).values(unique_until=null())
+    said = literal("expired: no attempt may start after ", Text) + cast(Job.expires_at, Text)
+    return (
+        update(Job)
+        .where(Job.id == over.c.id)
+        .values(
+            unique_until=null(),
+            state=case((over.c.expired, literal(JobState.CANCELLED.value)), else_=Job.state),
+            finished_at=case((over.c.expired, _NOW), else_=Job.finished_at),
+            error=case((over.c.expired, said), else_=Job.error),
+        )
+    )
 
 
 FREE = _free_statement()
