@@ -124,8 +124,8 @@ class Parent:
         self._first_is_settled.set()
 
     def _is_done(self, ended: Ended) -> bool:
-        """Whether it is not missed: it has done its work or its stop, or refused to start, which ends them all."""
-        if ended.refused or (ended.away and not self._one_has_begun):
+        """Whether it is not missed: it has done its work or its stop, or refused before any began, which ends all."""
+        if (ended.refused or ended.away) and not self._one_has_begun:
             self._code = ended.code
             self._stop("a process refused to start")
             return True
