@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import heard, until
-from worker.observe.events import Event, ProcessDied
+from worker.observe.events import Event, ProcessDied, StepFailed
 from worker.settings import Settings
 from worker.supervise.parent import Parent
 
@@ -65,11 +65,17 @@ class Family:
 
 @asynccontextmanager
 async def a_family(
-    settings: Settings, folder: Path, does: str, *, processes: int = 1, renewable: bool = False
+    settings: Settings,
+    folder: Path,
+    does: str,
+    *,
+    processes: int = 1,
+    renewable: bool = False,
+    python: str = sys.executable,
 ) -> AsyncIterator[Family]:
     """A parent whose processes do what the lines say; it is stopped at the end of the block."""
     of_many = settings.worker.model_copy(update={"processes": processes})
-    command: Sequence[str] = [sys.executable, "-c", _PROCESS + does, str(folder)]
+    command: Sequence[str] = [python, "-c", _PROCESS + does, str(folder)]
     parent = Parent(settings.model_copy(update={"worker": of_many}), command, renewable=renewable)
     async with heard() as events:
         running = asyncio.create_task(parent.run())
@@ -103,4 +109,16 @@ async def test_a_restart_that_refuses_is_tried_again_and_leaves_the_others_alone
         (2, "SIGKILL", 0.5),
         (2, "exit code 2", 1.0),
     ]
+    assert family.running.result() == 0
+
+
+async def test_a_process_that_cannot_be_started_is_tried_again(settings: Settings, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    async with a_family(settings, tmp_path, "work(); wait_for_an_order()", python=str(python)) as family:
+        await until(lambda: family.told(StepFailed), "the system refuses to start it")
+        assert not family.running.done()
+
+        python.symlink_to(sys.executable)
+
+        await until(lambda: family.pids("works"), "it works")
     assert family.running.result() == 0

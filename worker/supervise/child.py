@@ -68,18 +68,23 @@ class Child:
             of: how many there are.
             begun: called when its worker works.
 
+        Raises: `OSError`, `RuntimeError` when the machine has no room for another process, or for a thread to watch it.
         """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                OPTION,
-                str(Place(number, of, theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C in a terminal reaches the parent, who decides
-            )
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    OPTION,
+                    str(Place(number, of, theirs.fileno())),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,  # Ctrl-C in a terminal reaches the parent, who decides
+                )
+        except BaseException:
+            ours.close()  # which also ends a process that nobody would watch
+            raise
         return cls(process, ours, begun)
 
     @property

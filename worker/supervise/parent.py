@@ -15,6 +15,7 @@ from worker.observe.events import (
     ProcessesStopped,
     ProcessesStopping,
     ProcessRefused,
+    StepFailed,
     emit,
 )
 from worker.settings import Settings
@@ -90,7 +91,12 @@ class Parent:
         if number > 1:
             await self._first_is_settled.wait()  # what is wrong with the settings is said once
         while not self._stopping.is_set():
-            child = await Child.start(self._command, number, of, self._has_begun)
+            try:
+                child = await Child.start(self._command, number, of, self._has_begun)
+            except (OSError, RuntimeError) as error:
+                emit(StepFailed(step="start a worker process", error=f"{type(error).__name__}: {error}"))
+                await sleep_unless(self._news, backoff.after(0))
+                continue
             ended = await self._until_ended(child)
             self._first_is_settled.set()
             if child.renewed and ended.code == 0 and not self._stopping.is_set():
