@@ -88,7 +88,7 @@ class Lifeline:
                 self.say(str(event.new))
 
     def _watch(self) -> None:
-        with self._socket.makefile() as orders:
+        with contextlib.suppress(OSError), self._socket.makefile() as orders:  # reset, if words of ours were not read
             for order in orders:
                 self._do(Order(order.strip()))
         self._do(Order.HURRY if self._told else Order.STOP)  # the parent is gone
