@@ -122,3 +122,13 @@ async def test_a_process_that_cannot_be_started_is_tried_again(settings: Setting
 
         await until(lambda: family.pids("works"), "it works")
     assert family.running.result() == 0
+
+
+async def test_a_process_that_refuses_while_it_is_to_stop_holds_nothing_up(settings: Settings, tmp_path: Path) -> None:
+    does = "wait_for_an_order(); sys.exit(2)"
+    async with a_family(settings, tmp_path, does, renewable=True) as family:
+        await until(lambda: family.pids("starts"), "it starts")
+
+        os.kill(os.getpid(), signal.SIGINT)
+
+        await until(family.running.done, "the parent ends")

@@ -101,7 +101,7 @@ class Parent:
             self._first_is_settled.set()
             if child.renewed and ended.code == 0 and not self._stopping.is_set():
                 continue
-            if ended.refused and self._renewable:
+            if ended.refused and self._renewable and not self._stopping.is_set():
                 emit(ProcessRefused(process=number))
                 await self._news.wait()
                 continue
