@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from worker.broker.hints import Hint
 from worker.core.errors import ReadOnlyJob
-from worker.flow.publish import PUBLISHER, Publishable, Publisher, default_publisher
+from worker.flow.publish import PUBLISHER, Publishable, Publisher, default_publisher, report_unsent
 from worker.flow.publish_now import SyncPublisher, default_sync_publisher
 
 OUTBOX: Final = "exarq.outbox"
@@ -60,6 +60,7 @@ class _Pending:
     """What a session enqueued in its transaction, each hint with the (savepoint's) transaction it was written in."""
 
     destination: Destination
+    loop: asyncio.AbstractEventLoop | None = None
     connection: Connection | None = None
     hints: list[tuple[Publishable, float, SessionTransaction | None]] = field(default_factory=list)
 
@@ -95,17 +96,16 @@ def destination_of(session: Session) -> Destination:
     bound = session.info.get(PUBLISHER)
     if isinstance(bound, SyncPublisher):
         return bound
-    if _has_no_loop():
+    if _running_loop() is None:
         return default_sync_publisher()
     return bound if isinstance(bound, Publisher) else default_publisher()
 
 
-def _has_no_loop() -> bool:
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
-        return True
-    return False
+        return None
 
 
 def publish_after_commit(
@@ -120,6 +120,7 @@ def publish_after_commit(
         event.listen(session, "after_soft_rollback", _rolled_back)
         event.listen(session, "after_transaction_end", _ended)
     pending.destination = destination
+    pending.loop = _running_loop()
     pending.connection = connection
     pending.add(hints, session.get_nested_transaction() or session.get_transaction())
 
@@ -131,8 +132,24 @@ def _committed(session: Session) -> None:
     hints = pending.take()
     joined = pending.connection is not None and pending.connection.in_transaction()
     # Joined: an outer transaction goes on and may still roll back; reconcile publishes what it commits.
-    if not joined or isinstance(pending.destination, Outbox):
-        pending.destination.publish(hints)
+    if hints and (not joined or isinstance(pending.destination, Outbox)):
+        _publish(pending, hints)
+
+
+def _publish(pending: _Pending, hints: list[Publishable]) -> None:
+    """Publish what is committed; never raises, for the commit has taken place."""
+    try:
+        destination, here = pending.destination, _running_loop()
+        # Enqueued in an event loop, committed in a thread: a web framework's way with sync sessions.
+        if isinstance(destination, Publisher) and here is not pending.loop:
+            if pending.loop is not None and pending.loop.is_running():
+                pending.loop.call_soon_threadsafe(destination.publish, hints)
+                return
+            if here is None:
+                destination = default_sync_publisher()
+        destination.publish(hints)
+    except Exception as error:
+        report_unsent(hints, f"{type(error).__name__}: {error}")
 
 
 def _rolled_back(session: Session, previous: SessionTransaction) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Final, TypeAlias
@@ -133,9 +133,14 @@ class Publisher:
     def _give_up(self, unsent: list[Publishable], error: str) -> None:
         self._buffer.clear()
         self._silent_until = time.monotonic() + _SILENCE.total_seconds()
-        if hints := sum(isinstance(one, Hint) for one in unsent):
-            emit(PublishFailed(hints=hints, error=error))
-        report_untold(unsent, error)
+        report_unsent(unsent, error)
+
+
+def report_unsent(unsent: Collection[Publishable], error: str) -> None:
+    """Say how many hints reconcile has to bring, and which requests to cancel were not told."""
+    if hints := sum(isinstance(one, Hint) for one in unsent):
+        emit(PublishFailed(hints=hints, error=error))
+    report_untold(unsent, error)
 
 
 def report_untold(unsent: Iterable[Publishable], error: str) -> None:
