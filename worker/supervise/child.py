@@ -69,6 +69,7 @@ class Child:
             begun: called when its worker works.
 
         Raises: `OSError`, `RuntimeError` when the machine has no room for another process, or for a thread to watch it.
+
         """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
