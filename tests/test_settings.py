@@ -397,8 +397,9 @@ def test_there_is_no_default_address() -> None:
     with pytest.raises(SettingsError) as redis:
         settings.require_redis_url()
 
-    assert str(database.value) == "no database address: set EXARQ_DATABASE_URL or database.url in settings.toml"
-    assert str(redis.value) == "no Redis address: set EXARQ_REDIS_URL or redis.url in settings.toml"
+    way_out = "in settings.toml; `embedded` means private servers, such as `exarq dev` has"
+    assert str(database.value) == f"no database address: set EXARQ_DATABASE_URL or database.url {way_out}"
+    assert str(redis.value) == f"no Redis address: set EXARQ_REDIS_URL or redis.url {way_out}"
 
 
 @pytest.mark.parametrize(

@@ -52,29 +52,29 @@ class Client:
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False, info=self.publisher.info)
         return self
 
-    async def cancel(self, job_id: UUID) -> Cancellation:
+    async def cancel(self, job: UUID | Handle[Any]) -> Cancellation:
         """Cancel a job, in a transaction of its own: what waits will not run, what runs is ended by its worker.
 
         Args:
-            job_id: the job's id, as its `Handle` has it.
+            job: the job's id, or its handle.
 
         Raises: as `worker.cancel`.
 
         """
         async with self.sessions.begin() as session:
-            return await cancel(session, job_id)
+            return await cancel(session, job)
 
-    async def retry(self, job_id: UUID) -> Retrial:
+    async def retry(self, job: UUID | Handle[Any]) -> Retrial:
         """Queue a job that has ended, in a transaction of its own: it runs once more, due at once.
 
         Args:
-            job_id: the job's id, as its `Handle` has it.
+            job: the job's id, or its handle.
 
         Raises: as `worker.retry`.
 
         """
         async with self.sessions.begin() as session:
-            return await retry(session, job_id)
+            return await retry(session, job)
 
     def handle(self, job_id: UUID) -> Handle[Any]:
         """The handle of a job that is known by its id only: `await client.handle(id).result(timeout=30)`.

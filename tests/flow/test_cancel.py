@@ -26,6 +26,7 @@ from worker.flow.cancel import Cancellation, cancel
 from worker.flow.claim import Claimer
 from worker.flow.enqueue import enqueue
 from worker.flow.publish import PUBLISHER, Publisher
+from worker.flow.retry import retry
 from worker.observe.events import CancelNotTold, PublishFailed
 from worker.settings import Settings
 
@@ -222,3 +223,13 @@ async def _told_so_far(redis: ArqRedis, installation: UUID, told: list[ToWorkers
     await until(lambda: mark in told, "the mark is heard")
     told.remove(mark)
     return list(told)
+
+
+async def test_a_job_is_named_by_its_id_or_its_handle_and_by_nothing_else(sessions: Sessions) -> None:
+    async with sessions.begin() as session:
+        handle = await enqueue(session, "tests.named")
+        assert (await cancel(session, handle)).outcome == "cancelled"
+        assert (await retry(session, handle)).outcome == "retried"
+        for wrong in ("abc", None, str(handle.id)):
+            with pytest.raises(TypeError, match="a job is named by its id"):
+                await cancel(session, wrong)  # type: ignore[call-overload]

@@ -38,7 +38,7 @@ async def test_a_job_that_shares_its_session_in_a_task_group_is_told_what_to_do(
     error = (await row(engine, job_id)).error
     assert f"task 'first writer' (runs note) used the session of job {job_id}" in error
     assert "belongs to task 'the job's own task'" in error or 'belongs to task "the job\'s own task"' in error
-    assert 'async with ctx["sessions"]() as own' in error
+    assert 'async with ctx["sessions"].begin() as own' in error
     assert await notes(engine) == []
 
 
@@ -123,7 +123,7 @@ async def test_what_a_job_left_open_fails_its_attempt_and_is_ended(
     kept.clear()
     (attempt,) = await attempts(engine, job_id)
     assert attempt.error.startswith("worker.core.errors.SessionLeftOpen: ")
-    assert 'async with ctx["sessions"]() as own' in attempt.error
+    assert 'async with ctx["sessions"].begin() as own' in attempt.error
     assert await notes(engine) == []
 
 

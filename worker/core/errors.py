@@ -136,7 +136,8 @@ class SessionLeftOpen(ExarqError):
         what = "a connection was" if count == 1 else f"{count} connections were"
         super().__init__(
             f"the job returned while {what} still open that it had taken from the jobs' pool beside its own session, so"
-            ' what was not committed there is lost; open such sessions with `async with ctx["sessions"]() as own:`,'
+            " what was not committed there is lost; open such sessions with"
+            ' `async with ctx["sessions"].begin() as own:`,'
             " or use the job's session, whose writes commit together with the job's success"
         )
 

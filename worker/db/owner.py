@@ -13,8 +13,8 @@ Runner: TypeAlias = "asyncio.Task[Any] | threading.Thread"
 
 _INSTEAD = (
     "a session serves one task at a time: await one after the other, or give each task a session of its own, which"
-    ' commits by itself, with `async with ctx["sessions"]() as own:`, and pass it ids, not objects; a time limit is'
-    " `async with asyncio.timeout(…):`, for in Python 3.11 asyncio.wait_for runs what it is given in a new task"
+    ' commits by itself, with `async with ctx["sessions"].begin() as own:`, and pass it ids, not objects; a time limit'
+    " is `async with asyncio.timeout(…):`, for in Python 3.11 asyncio.wait_for runs what it is given in a new task"
 )
 _INSTEAD_OF_A_THREAD = (
     "a session cannot be used in a thread; call sync code with `await session.run_sync(fn)`, or pass the thread what"

@@ -17,6 +17,7 @@ from worker.db.failures import schema_needed
 from worker.db.models import Job
 from worker.db.transitions import CancelRequest
 from worker.flow.after_commit import destination_of, publish_after_commit
+from worker.flow.handle import Handle, id_of
 from worker.flow.holdings import Because
 from worker.flow.in_session import SyncSession, in_session
 
@@ -39,10 +40,10 @@ class Cancellation:
 
 
 @overload
-def cancel(session: AsyncSession, job_id: UUID) -> Coroutine[Any, Any, Cancellation]: ...
+def cancel(session: AsyncSession, job: UUID | Handle[Any]) -> Coroutine[Any, Any, Cancellation]: ...
 @overload
-def cancel(session: SyncSession, job_id: UUID) -> Cancellation: ...
-def cancel(session: AsyncSession | SyncSession, job_id: UUID) -> Any:
+def cancel(session: SyncSession, job: UUID | Handle[Any]) -> Cancellation: ...
+def cancel(session: AsyncSession | SyncSession, job: UUID | Handle[Any]) -> Any:
     """Ask in the session's transaction that this job ends: it counts if, and only if, that commits.
 
     A job that waits is cancelled and will not run. One that runs is cancelled at its next await, and what it wrote is
@@ -50,14 +51,15 @@ def cancel(session: AsyncSession | SyncSession, job_id: UUID) -> Any:
 
     Args:
         session: the caller's session; with a sync one, nothing is awaited.
-        job_id: the job's id, as its `Handle` has it.
+        job: the job's id, or its handle.
 
     Raises:
+        TypeError: it is neither.
         SchemaNotMigrated: the database has no tables of Exarq.
         SettingsError: no publisher is bound to the session and no Redis address is set.
 
     """
-    return in_session(session, _cancel, job_id)
+    return in_session(session, _cancel, id_of(job))
 
 
 def _cancel(session: Session, job_id: UUID) -> Cancellation:

@@ -115,6 +115,17 @@ class Handle(Generic[R_co]):
         return origin
 
 
+def id_of(job: UUID | Handle[Any]) -> UUID:
+    """The id of a job that is named by it, or by its handle.
+
+    Raises: `TypeError` for anything else.
+    """
+    named = job.id if isinstance(job, Handle) else job
+    if not isinstance(named, UUID):
+        raise TypeError(f"a job is named by its id, a UUID, or by its handle, not by {named!r:.100}")
+    return named
+
+
 @overload
 def handle_of(session: AsyncSession, job_id: UUID) -> Handle[Any]: ...
 @overload

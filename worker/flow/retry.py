@@ -18,6 +18,7 @@ from worker.db.failures import schema_needed
 from worker.db.models import Job
 from worker.db.people import Again
 from worker.flow.after_commit import destination_of, publish_after_commit
+from worker.flow.handle import Handle, id_of
 from worker.flow.in_session import SyncSession, in_session
 
 
@@ -40,10 +41,10 @@ class Retrial:
 
 
 @overload
-def retry(session: AsyncSession, job_id: UUID) -> Coroutine[Any, Any, Retrial]: ...
+def retry(session: AsyncSession, job: UUID | Handle[Any]) -> Coroutine[Any, Any, Retrial]: ...
 @overload
-def retry(session: SyncSession, job_id: UUID) -> Retrial: ...
-def retry(session: AsyncSession | SyncSession, job_id: UUID) -> Any:
+def retry(session: SyncSession, job: UUID | Handle[Any]) -> Retrial: ...
+def retry(session: AsyncSession | SyncSession, job: UUID | Handle[Any]) -> Any:
     """Queue in the session's transaction a job that has ended: it runs again if, and only if, that commits.
 
     Its failures and crashes are forgotten, its attempts stay and are numbered on. One that has succeeded runs again
@@ -51,14 +52,15 @@ def retry(session: AsyncSession | SyncSession, job_id: UUID) -> Any:
 
     Args:
         session: the caller's session; with a sync one, nothing is awaited.
-        job_id: the job's id, as its `Handle` has it.
+        job: the job's id, or its handle.
 
     Raises:
+        TypeError: it is neither.
         SchemaNotMigrated: the database has no tables of Exarq.
         SettingsError: no publisher is bound to the session and no Redis address is set.
 
     """
-    return in_session(session, _retry, job_id)
+    return in_session(session, _retry, id_of(job))
 
 
 def _retry(session: Session, job_id: UUID) -> Retrial:

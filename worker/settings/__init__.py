@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -49,6 +49,8 @@ TEST_PREFIX = "EXARQ_TEST_"
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
+
+_OR_EMBEDDED: Final = "; `embedded` means private servers, such as `exarq dev` has"
 
 
 class Section(BaseModel):
@@ -208,13 +210,15 @@ class Settings(BaseSettings):
     def require_database_url(self) -> str:
         """The address of PostgreSQL, or the advice to set one: the package has no default."""
         if self.database.url is None:
-            raise SettingsError(f"no database address: set EXARQ_DATABASE_URL or database.url in {DEFAULT_FILE}")
+            raise SettingsError(
+                f"no database address: set EXARQ_DATABASE_URL or database.url in {DEFAULT_FILE}{_OR_EMBEDDED}"
+            )
         return self.database.url
 
     def require_redis_url(self) -> str:
         """The address of Redis, or the advice to set one: the package has no default."""
         if self.redis.url is None:
-            raise SettingsError(f"no Redis address: set EXARQ_REDIS_URL or redis.url in {DEFAULT_FILE}")
+            raise SettingsError(f"no Redis address: set EXARQ_REDIS_URL or redis.url in {DEFAULT_FILE}{_OR_EMBEDDED}")
         return self.redis.url
 
     def origin(self, key: str) -> str:
