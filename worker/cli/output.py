@@ -29,6 +29,7 @@ _STYLES: Final = {
 }
 _WIDTH_OF_A_PIPE: Final = 240
 _LEAST_ROOM: Final = 12
+_ROOM_FOR_IDS: Final = 130
 _WORTH_A_BAR: Final = 1_000
 
 
@@ -137,6 +138,11 @@ def print_facts(facts: Mapping[str, str | Text]) -> None:
             _out().print(Text.assemble((name.ljust(width), "dim"), "  ", first), soft_wrap=True)
             for line in more:
                 _out().print(Text(f"{'':{width}}  {line}".rstrip()), soft_wrap=True)
+
+
+def short(job_or_worker: UUID) -> str:
+    """An id as far as there is room: on a narrow terminal its end, which is enough wherever an id is asked for."""
+    return str(job_or_worker) if _out().width >= _ROOM_FOR_IDS else str(job_or_worker)[-8:]
 
 
 def state_text(state: str) -> Text:

@@ -15,7 +15,7 @@ from worker.addresses import redis_url
 from worker.broker.connection import UNREACHABLE, connect
 from worker.broker.keys import lane_key
 from worker.cli.database import migrated_database
-from worker.cli.output import Column, ago, length, note, print_json, print_table
+from worker.cli.output import Column, ago, length, note, print_json, print_table, short
 from worker.core.errors import SettingsError
 from worker.core.priority import PRIORITIES
 from worker.db import overview
@@ -31,20 +31,8 @@ def print_queues(*, as_json: bool) -> None:
     if as_json:
         print_json([_queue_json(line, hints.get(line.queue)) for line in lines])
     elif lines:
-        names = (
-            "queue",
-            "waiting",
-            "oldest due",
-            "scheduled",
-            "retrying",
-            "running",
-            "hints",
-            "done in 1 h",
-            "workers",
-        )
-        print_table(
-            [Column(name, folds=name == "queue") for name in names], [_queue_row(line, hints) for line in lines]
-        )
+        names = ("queue", "waiting", "oldest", "scheduled", "retrying", "running", "hints", "workers")
+        print_table([Column(name) for name in names], [_queue_row(line, hints) for line in lines], last="done in 1 h")
     if not lines:
         note("no job waits, none has ended within the last hour, and no worker is there")
     for line in lines:
@@ -98,8 +86,8 @@ def _queue_row(line: QueueLine, hints: Mapping[str, int | None]) -> list[str | T
         f"{line.retrying:,}",
         f"{line.running:,}",
         "?" if hinted is None else f"{hinted:,}",
-        done or "0",
         Text(str(line.workers), style="bold red" if nobody else ""),
+        done or "0",
     ]
 
 
@@ -112,9 +100,10 @@ def print_workers(*, as_json: bool) -> None:
         rows = [{**dataclasses.asdict(line), "silent_for": line.silent_for.total_seconds()} for line in lines]
         print_json([{**row, "standing": how} for row, how in zip(rows, standings, strict=True)])
     elif lines:
-        names = ("id", "standing", "host", "pid", "running", "concurrency", "started", "last beat", "queues")
-        columns = [Column(name, folds=name in ("host", "queues")) for name in names]
-        print_table(columns, [_worker_row(line, how) for line, how in zip(lines, standings, strict=True)])
+        names = ("id", "standing", "pid", "running", "of", "started", "last beat", "host")
+        columns = [Column(name, folds=name == "host") for name in names]
+        shown = [_worker_row(line, how) for line, how in zip(lines, standings, strict=True)]
+        print_table(columns, shown, last="queues")
     else:
         note("no worker is there; start one with `exarq run`")
     if "dead" in standings:
@@ -135,13 +124,13 @@ def standing(line: WorkerLine, lease: timedelta) -> str:
 
 def _worker_row(line: WorkerLine, how: str) -> list[str | Text]:
     return [
-        str(line.id),
+        short(line.id),
         Text(how, style=_STANDINGS[how]),
-        line.host,
         str(line.pid),
         str(line.running),
         str(line.concurrency),
         ago(line.started_at),
         f"{length(max(line.silent_for, timedelta(0)))} ago",
+        line.host,
         ", ".join(line.queues),
     ]

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.cli.database import migrated_database
 from worker.cli.errors import shortened
-from worker.cli.output import Column, ago, length, note, print_json, print_table, state_text
+from worker.cli.output import Column, ago, length, note, print_json, print_table, short, state_text
 from worker.core.errors import ArgumentsInvalid, nearest
 from worker.db import reads
 from worker.db.reads import SHOWN_STATES, JobLine
@@ -50,7 +50,7 @@ def _print_lines(lines: list[JobLine]) -> None:
         columns.append(Column("queue", folds=True))
     rows: list[list[str | Text]] = [
         [
-            str(line.id),
+            short(line.id),
             state_text(line.state),
             str(line.attempt),
             _when(line),
