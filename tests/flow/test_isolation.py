@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.flow.helpers import NAME, a_work_with, claimed, note, notes, run_job, run_new, start
-from tests.support import a_job, attempts, heard, row, state
+from tests.support import a_job, attempts, heard, row
 from worker import ReadOnlyJob, enqueue
 from worker.observe.events import StaleWriteRefused
 from worker.settings import Settings
@@ -150,20 +150,22 @@ async def test_what_a_serializable_report_has_said_stays_true(engine: AsyncEngin
             await late.execute(text("INSERT INTO note VALUES ('for day 1')"))
 
 
-@pytest.mark.parametrize(("isolation", "where"), [(None, "succeeded"), ("SERIALIZABLE", "queued")])
-async def test_nothing_stays_of_what_a_read_only_job_wrote_behind_our_back(
-    engine: AsyncEngine, settings: Settings, isolation: str | None, where: str
+@pytest.mark.parametrize("isolation", [None, "SERIALIZABLE"])
+@pytest.mark.parametrize("statement", ["SET TRANSACTION READ WRITE", "set local transaction_read_only = off"])
+async def test_a_read_only_job_that_made_its_transaction_write_fails_and_nothing_stays(
+    engine: AsyncEngine, settings: Settings, isolation: str | None, statement: str
 ) -> None:
     async def job(session: AsyncSession) -> None:
-        await session.execute(text("SET TRANSACTION READ WRITE"))
+        await session.execute(text(statement))
         await note(session, "smuggled")
         await session.commit()
 
     async with a_work_with(settings, job, read_only=True, isolation=isolation) as work:
         job_id, _ = await run_new(work, engine)
 
-        assert await notes(engine) == []
-        assert await state(engine, job_id) == where
+        found = await row(engine, job_id)
+        assert (found.state, found.failures, await notes(engine)) == ("queued", 1, [])
+        assert "leave SET TRANSACTION out" in found.error
 
 
 async def test_a_read_only_job_enqueues_nothing_and_is_told_where_to(engine: AsyncEngine, settings: Settings) -> None:

@@ -159,6 +159,15 @@ class AttemptTransaction:
         self._root.commit()
         self.require_ended()
 
+    def before_statement(self, statement: str) -> None:
+        """Called before each statement on the connection, whoever sends it: the job may have passed it on."""
+        self.require_owner()
+        if found := _NOTABLE.match(statement):
+            if found["stays"]:
+                self.keep_from_others()
+            else:
+                self.refuse_foreign_end()
+
     def before_commit(self, _connection: Connection) -> None:
         """Called before each COMMIT on the connection: only ours may take place."""
         self.refuse_foreign_end()
@@ -244,12 +253,7 @@ def _before_commit(connection: Connection) -> None:
 def _only_inside(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
     attempt = connection.info.get(ATTEMPT)
     if attempt is not None:
-        attempt.require_owner()  # of a connection that the job passed on
-        if found := _NOTABLE.match(statement):
-            if found["stays"]:
-                attempt.keep_from_others()
-            else:
-                attempt.refuse_foreign_end()
+        attempt.before_statement(statement)
 
 
 def _connect(engine: Engine) -> Connection:
