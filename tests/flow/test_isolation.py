@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from tests.flow.helpers import NAME, a_work_with, claimed, note, notes, run_job, run_new, start
 from tests.support import a_job, attempts, heard, row
-from worker import ReadOnlyJob, enqueue
+from worker import JobContext, ReadOnlyJob, enqueue
 from worker.observe.events import StaleWriteRefused
 from worker.settings import Settings
 
@@ -93,6 +93,52 @@ async def test_an_attempt_that_could_not_be_serialized_is_tried_again_and_counts
         assert (found.state, found.failures, found.attempt) == ("succeeded", 0, 2)
 
 
+def repeatable_read(url: str) -> Any:
+    return async_sessionmaker(create_async_engine(url, isolation_level="REPEATABLE READ"))
+
+
+def serializable(url: str) -> Any:
+    return async_sessionmaker(create_async_engine(url, isolation_level="SERIALIZABLE"))
+
+
+def serializable_by_option(url: str) -> Any:
+    return async_sessionmaker(create_async_engine(url).execution_options(isolation_level="SERIALIZABLE"))
+
+
+def serializable_by_the_server(url: str) -> Any:
+    default = {"server_settings": {"default_transaction_isolation": "serializable"}}
+    return async_sessionmaker(create_async_engine(url, connect_args=default))
+
+
+def with_sessions(settings: Settings, make: Any) -> Settings:
+    named = settings.database.model_copy(update={"sessions": f"{__name__}:{make.__name__}"})
+    return settings.model_copy(update={"database": named})
+
+
+@pytest.mark.parametrize("make", [repeatable_read, serializable_by_option, serializable_by_the_server])
+async def test_progress_is_refused_at_once_also_where_the_engine_isolates(
+    engine: AsyncEngine, settings: Settings, make: Any
+) -> None:
+    async def job(ctx: JobContext) -> None:
+        ctx.progress(1)
+
+    async with a_work_with(with_sessions(settings, make), job) as work:
+        job_id, _ = await run_new(work, engine)
+
+        assert "do not go together" in (await row(engine, job_id)).error
+
+
+async def test_a_definition_comes_before_the_engine(engine: AsyncEngine, settings: Settings) -> None:
+    async def job(ctx: JobContext) -> list[str]:
+        ctx.progress(1)
+        return await shown(ctx.session)
+
+    async with a_work_with(with_sessions(settings, serializable), job, isolation="READ COMMITTED") as work:
+        job_id, _ = await run_new(work, engine)
+
+        assert (await row(engine, job_id)).result == ["read committed", "off"]
+
+
 # ── read-only ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -126,7 +172,10 @@ async def test_a_read_only_job_that_writes_fails_with_postgresqls_own_words(
         assert found.failures == 1
 
 
-async def test_what_a_serializable_report_has_said_stays_true(engine: AsyncEngine, settings: Settings) -> None:
+@pytest.mark.parametrize("make", [None, serializable, serializable_by_option, serializable_by_the_server])
+async def test_what_a_serializable_report_has_said_stays_true(
+    engine: AsyncEngine, settings: Settings, make: Any
+) -> None:
     """Day 1 is closed and reported without notes; who still takes it for open can write no more note for it."""
     reads = (text("SELECT * FROM day"), text("SELECT count(*) FROM note"))
 
@@ -135,13 +184,16 @@ async def test_what_a_serializable_report_has_said_stays_true(engine: AsyncEngin
 
     async with engine.begin() as connection:
         await connection.execute(text("CREATE TABLE day AS SELECT 1"))
-    serializable = engine.execution_options(isolation_level="SERIALIZABLE")
+    options: dict[str, Any] = {"isolation": "SERIALIZABLE"}
+    if make is not None:
+        settings, options = with_sessions(settings, make), {}
+    isolated = engine.execution_options(isolation_level="SERIALIZABLE")
     async with (
-        a_work_with(settings, job, read_only=True, isolation="SERIALIZABLE") as work,
-        serializable.connect() as late,
+        a_work_with(settings, job, read_only=True, **options) as work,
+        isolated.connect() as late,
     ):
         await late.execute(reads[0])
-        async with serializable.begin() as closing:
+        async with isolated.begin() as closing:
             await closing.execute(text('UPDATE day SET "?column?" = 2'))
         job_id, _ = await run_new(work, engine)
         assert (await row(engine, job_id)).result == [2, 0]

@@ -96,7 +96,7 @@ class JobContext:
         Raises:
             ValueError: a number is negative, infinite or none.
             TypeError: it is no number.
-            DefinitionError: the job's isolation is "REPEATABLE READ" or "SERIALIZABLE".
+            DefinitionError: the job's isolation, or else its engine's, is "REPEATABLE READ" or "SERIALIZABLE".
 
         """
         said = as_progress(done, total, text)

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from worker.core.errors import TransactionEscaped
+from worker.db.isolation import isolation_of
 from worker.db.transaction import AttemptTransaction
 
 _WROTE: Final = "the job is read_only and has turned its transaction into one that writes; leave SET TRANSACTION out"
@@ -21,7 +22,7 @@ class ReadOnly(AttemptTransaction):
 
     def __init__(self, engine: Engine, isolation: str | None = None) -> None:
         super().__init__(engine, isolation, read_only=True)
-        self._serializable = isolation == "SERIALIZABLE"
+        self._isolation = isolation
         self._may_write = False
 
     def before_statement(self, statement: str) -> None:
@@ -35,10 +36,13 @@ class ReadOnly(AttemptTransaction):
         Raises: `TransactionEscaped` when it could write, for nothing of that is kept; besides as any settling.
         """
         session.commit()
-        if not (self.taken and (self._serializable or self._may_write)):
+        if not self.taken:
+            return
+        serializable = isolation_of(self._engine, self._isolation) == "SERIALIZABLE"
+        if not (serializable or self._may_write):
             return
         connection = self.ready_to_complete()
         if connection.execute(text("SHOW transaction_read_only")).scalar_one() != "on":
             raise TransactionEscaped(_WROTE)
-        if self._serializable:
+        if serializable:
             self.commit()

@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.core import progress
 from worker.core.errors import DefinitionError
-from worker.core.options import Rules
 from worker.db import transitions
 from worker.db.send import once
 from worker.db.transitions import Held
@@ -36,15 +35,15 @@ class Reports:
         self._unstored: dict[Held, str] = {}
         self._storing: asyncio.Task[None] | None = None
 
-    def report(self, run: Run, rules: Rules, said: progress.Progress) -> None:
+    def report(self, run: Run, isolation: str | None, said: progress.Progress) -> None:
         """Store this soon; from any thread, and without waiting.
 
         Raises: `DefinitionError` for a job whose isolation would fail its completion once its row was changed.
         """
-        if rules.isolation in ("REPEATABLE READ", "SERIALIZABLE"):
+        if isolation in ("REPEATABLE READ", "SERIALIZABLE"):
             raise DefinitionError(
-                f"{run.claimed.name}: isolation={rules.isolation!r} and progress do not go together: the job could not"
-                " complete a row that was changed meanwhile; log how far it is instead"
+                f"{run.claimed.name}: isolation {isolation!r} (of the job or its engine) and progress do not go"
+                " together: the job could not complete a row that was changed meanwhile; log how far it is instead"
             )
         if self._processor is None:
             return

@@ -15,6 +15,7 @@ from worker.core.errors import ExarqError, LeaseLost, UnknownJob
 from worker.core.options import Rules
 from worker.core.outcome import Cancelled, ErrorText, Failed, Outcome, Released
 from worker.core.registry import Definition
+from worker.db.isolation import isolation_of
 from worker.flow import complete, lazy_loads, legacy
 from worker.flow.attempt import Attempt
 from worker.flow.holdings import Because, Run
@@ -99,7 +100,7 @@ def _context(work: Work, run: Run, rules: Rules, open_session: Callable[[], Asyn
         enqueued_at=claimed.enqueued_at,
         open_session=open_session,
         resources=work.context,
-        report=partial(work.reports.report, run, rules),
+        report=lambda said: work.reports.report(run, isolation_of(work.jobs_engine.sync_engine, rules.isolation), said),
     )
 
 
