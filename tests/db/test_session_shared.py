@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -238,6 +238,41 @@ async def test_a_wait_with_a_limit_is_refused_only_where_it_starts_a_task_and_th
     else:
         with pytest.raises(SessionShared, match=r"asyncio\.timeout"):
             await run(work, held, body)
+
+
+async def test_a_shielded_wait_is_refused_by_a_message_that_names_it(work: Work, engine: AsyncEngine) -> None:
+    with pytest.raises(SessionShared, match=r"asyncio\.shield"):
+        await run(work, await a_held_job(engine), shielded)
+
+
+async def rows_of(session: AsyncSession, closed: asyncio.Event) -> AsyncGenerator[str, None]:
+    try:
+        yield "a"
+        yield "b"
+    finally:
+        closed.set()
+        await session.flush()
+
+
+async def test_a_generator_left_before_its_end_is_refused_with_what_closes_it(work: Work, engine: AsyncEngine) -> None:
+    closed = asyncio.Event()
+
+    async def leaves_it(session: AsyncSession) -> None:
+        async for word in rows_of(session, closed):
+            await write(session, word)
+            break
+        await closed.wait()
+
+    async def closes_it(session: AsyncSession) -> None:
+        async with contextlib.aclosing(rows_of(session, closed)) as rows:
+            async for word in rows:
+                await write(session, word)
+                break
+
+    with pytest.raises(SessionShared, match=r"contextlib\.aclosing"):
+        await run(work, await a_held_job(engine), leaves_it)
+    assert await run(work, await a_held_job(engine), closes_it)
+    assert await words(engine) == {"a"}
 
 
 async def test_a_task_that_leaves_the_session_alone_is_welcome(work: Work, engine: AsyncEngine) -> None:

@@ -14,7 +14,12 @@ Runner: TypeAlias = "asyncio.Task[Any] | threading.Thread"
 _INSTEAD = (
     "a session serves one task at a time: await one after the other, or give each task a session of its own, which"
     ' commits by itself, with `async with ctx["sessions"].begin() as own:`, and pass it ids, not objects; a time limit'
-    " is `async with asyncio.timeout(…):`, for in Python 3.11 asyncio.wait_for runs what it is given in a new task"
+    " is `async with asyncio.timeout(…):`, for asyncio.shield, and in Python 3.11 asyncio.wait_for, runs what it is"
+    " given in a new task"
+)
+_INSTEAD_OF_A_FINALISER = (
+    "the job left an async generator before its end, and asyncio closes such a one in a task of its own; close it in"
+    " the job: `async with contextlib.aclosing(generator) as rows:` around the `async for`"
 )
 _INSTEAD_OF_A_THREAD = (
     "a session cannot be used in a thread; call sync code with `await session.run_sync(fn)`, or pass the thread what"
@@ -24,6 +29,9 @@ _INSTEAD_OF_OUTLIVING = (
     "the attempt has ended and its session with it; a task that a job starts must end before the job does: await it,"
     " or use asyncio.TaskGroup"
 )
+
+# What aclose() of an async generator returns; Python has no public name for its type.
+_ACLOSE = "async_generator_athrow"
 
 
 def runner() -> Runner:
@@ -65,6 +73,8 @@ class Owner:
 
 
 def _advice(user: Runner, *, ended: bool) -> str:
+    if isinstance(user, asyncio.Task) and type(user.get_coro()).__name__ == _ACLOSE:
+        return _INSTEAD_OF_A_FINALISER
     if ended:
         return _INSTEAD_OF_OUTLIVING
     return _INSTEAD if isinstance(user, asyncio.Task) else _INSTEAD_OF_A_THREAD
