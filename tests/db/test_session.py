@@ -57,6 +57,21 @@ async def test_an_attempt_that_raised_keeps_nothing(work: Work, engine: AsyncEng
     assert await words(engine) == set()
 
 
+async def test_async_code_gets_the_engine_as_its_bind_at_any_time_and_takes_no_connection_by_it(
+    work: Work, engine: AsyncEngine
+) -> None:
+    async with an_attempt(work) as attempt:
+        session = attempt.session()
+        binds = [session.get_bind()]
+        taken = attempt.transaction.taken
+        await write(session, "a")
+        await session.commit()
+        binds.append(session.get_bind())
+
+    assert not taken
+    assert binds == [work.jobs_engine.sync_engine] * 2
+
+
 # ── what it costs ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -38,7 +38,7 @@ class ReadOnly(AttemptTransaction):
         session.commit()
         if not self.taken:
             return
-        serializable = isolation_of(self._engine, self._isolation) == "SERIALIZABLE"
+        serializable = isolation_of(self.engine, self._isolation) == "SERIALIZABLE"
         if not (serializable or self._may_write):
             return
         connection = self.ready_to_complete()

@@ -101,6 +101,11 @@ class JobSession(AsyncSession):
         else:
             await super().__aexit__(type_, value, traceback)
 
+    def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
+        """The engine, as an ordinary session's: async code can take no connection here, and sends nothing on it."""
+        attempt = self.info.get(ATTEMPT)
+        return super().get_bind(*args, **kwargs) if attempt is None else attempt.engine
+
     async def run_sync(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run sync code, in which attributes may load lazily: an attempt counts how often they do."""
         attempt = self.info.get(ATTEMPT)

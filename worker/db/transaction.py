@@ -69,7 +69,7 @@ class AttemptTransaction:
     owner: Owner
 
     def __init__(self, engine: Engine, isolation: str | None = None, *, read_only: bool = False) -> None:
-        self._engine = engine
+        self.engine = engine
         self._beside = Beside()
         self.lazy_loads = LazyLoads()
         self._options: dict[str, Any] = {}
@@ -220,7 +220,7 @@ class AttemptTransaction:
         if self._escaped:
             raise TransactionEscaped(_ESCAPED)
         if self._connection is None:
-            self._connection = _connect(self._engine)
+            self._connection = _connect(self.engine)
         if self._kept and self._connection.invalidated:
             raise TransactionAborted(_LOST)
         if not self._connection.in_transaction():
