@@ -166,6 +166,22 @@ async def test_a_scan_takes_the_longest_due_first_and_no_more_than_it_has_room_f
     assert ids_of(claimed) == {by_due[1], by_due[3]}
 
 
+async def test_a_scan_looks_behind_what_others_hold(engine: AsyncEngine) -> None:
+    fill = """
+        INSERT INTO exarq.job (id, name, queue, args, run_at)
+        SELECT gen_random_uuid(), 'tests.noop', 'held', '{}', now() - interval '1 minute' FROM generate_series(1, 1000)
+    """
+    async with engine.begin() as connection:
+        await connection.execute(text(fill))
+    free = [await a_job(engine, queue="held") for _ in range(2)]
+
+    async with engine.begin() as holder:
+        await holder.execute(text("SELECT FROM exarq.job WHERE run_at < now() - interval '30 s' FOR SHARE"))
+        claimed = await send(engine, lambda c: by_scan(c, [], queues=["held"], room=1))
+
+    assert ids_of(claimed) == {free[0]}
+
+
 async def test_a_scan_takes_only_from_its_queues(engine: AsyncEngine) -> None:
     first, second = await a_job(engine, queue="a"), await a_job(engine, queue="b")
     await a_job(engine, queue="c")

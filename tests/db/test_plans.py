@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker.core.states import JobState
 from worker.db import overview, people, reads, transitions
 from worker.db.ids import uuid7
+from worker.db.statements.claim import CLAIM_BEHIND
 from worker.db.statements.unique import FIND
 from worker.db.transitions import Held
 from worker.db.turns import Position
@@ -45,6 +46,11 @@ async def claim_by_scan(connection: AsyncConnection) -> None:
     await transitions.claim_by_scan(
         connection, ["default"], room=10, token=uuid4(), worker_id=uuid7(), may_take_suspect=True
     )
+
+
+async def claim_behind(connection: AsyncConnection) -> None:
+    nothing = {"queues": ["nothing"], "room": 10, "new_token": uuid4(), "me": uuid7(), "may_take_suspect": True}
+    await connection.execute(CLAIM_BEHIND, nothing)
 
 
 async def something_is_due(connection: AsyncConnection) -> None:
@@ -124,6 +130,7 @@ async def workers_running(connection: AsyncConnection) -> None:
 STATEMENTS: list[tuple[Callable[[AsyncConnection], Awaitable[None]], str]] = [
     (claim, "job_pkey"),
     (claim_by_scan, "job_waiting"),
+    (claim_behind, "job_waiting"),
     (something_is_due, "job_waiting"),
     (first_page, "job_waiting"),
     (later_page, "job_waiting"),

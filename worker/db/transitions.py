@@ -22,7 +22,7 @@ from worker.core.outcome import ErrorText
 from worker.core.remarks import NOTHING, Remarks
 from worker.core.states import Ending, JobState
 from worker.db.statements.cancel import REQUEST_CANCEL
-from worker.db.statements.claim import CLAIM_BY_ID, CLAIM_BY_SCAN
+from worker.db.statements.claim import CLAIM_BEHIND, CLAIM_BY_ID, CLAIM_BY_SCAN
 from worker.db.statements.hold import HOLD
 from worker.db.statements.leave import LEAVE_ONE, RELEASE_MANY, RESCUE
 from worker.db.statements.progress import NOTE_PROGRESS
@@ -104,7 +104,10 @@ async def claim_by_scan(
     worker_id: UUID,
     may_take_suspect: bool,
 ) -> list[ClaimedJob]:
-    """Queued → running without Redis: of these queues the first by rank among the longest due."""
+    """Queued → running without Redis: of these queues the first by rank among the longest due.
+
+    Where none of those can be had, others hold them: then the longest due that nobody holds.
+    """
     parameters = {
         "queues": list(queues),
         "room": room,
@@ -112,7 +115,8 @@ async def claim_by_scan(
         "me": worker_id,
         "may_take_suspect": may_take_suspect,
     }
-    return _claimed(token, (await connection.execute(CLAIM_BY_SCAN, parameters)).all())
+    rows = (await connection.execute(CLAIM_BY_SCAN, parameters)).all()
+    return _claimed(token, rows or (await connection.execute(CLAIM_BEHIND, parameters)).all())
 
 
 def _claimed(token: UUID, rows: Sequence[Any]) -> list[ClaimedJob]:

@@ -78,12 +78,13 @@ _longest_due = (
         or_(Job.crashes < SUSPECT_FROM, bindparam("may_take_suspect")),
     )
     .order_by(Job.run_at, Job.id)
-    .limit(literal(_WINDOW))
 )
 _rank = Job.run_at + (Job.priority - DEFAULT_PRIORITY) * literal(STEP, Interval)
 CLAIM_BY_SCAN = _claim_statement(
     select(Job.id, Job.crashes)
-    .where(Job.id == any_(func.array(_longest_due.scalar_subquery())), *_due_now)
+    .where(Job.id == any_(func.array(_longest_due.limit(literal(_WINDOW)).scalar_subquery())), *_due_now)
     .order_by(_rank, Job.id)
     .limit(bindparam("room", type_=Integer))
 )
+# Where other transactions hold the whole window, what comes behind it.
+CLAIM_BEHIND = _claim_statement(_longest_due.add_columns(Job.crashes).limit(bindparam("room", type_=Integer)))
