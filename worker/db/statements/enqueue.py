@@ -58,6 +58,9 @@ def _enqueue_statement(columns: dict[str, Any]) -> Any:
     # Not now(): that is the start of the transaction, and a follow-up's delay counts from here.
     now = func.clock_timestamp()
     due = func.coalesce(given.c.at, now + given.c.delay)
+    if columns is _FULL:  # one look at the clock, for a deadline counts from the due time
+        given = select(*given.c, due.label("due")).subquery("placed")
+        due = given.c.due
     values: dict[str, Any] = {
         "id": given.c.id,
         "name": given.c.name,

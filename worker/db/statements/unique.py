@@ -67,16 +67,17 @@ FIND = _find_statement()
 def _replace_statement() -> Any:
     """The caller has found and holds these rows, so they need no other order."""
     given = given_calls({"id": Uuid, "args": Text, **PLACED})
-    due = func.coalesce(given.c.at, func.clock_timestamp() + given.c.delay)
+    due = func.coalesce(given.c.at, func.clock_timestamp() + given.c.delay).label("due")
+    given = select(*given.c, due).subquery("placed")  # one look at the clock
     return (
         update(_TABLE)
         .where(_TABLE.c.id == given.c.id, _TABLE.c.state == constant(JobState.QUEUED), _TABLE.c.attempt == 0)
         .values(
             args=cast(given.c.args, JSONB),
-            first_due_at=due,
-            run_at=due,
+            first_due_at=given.c.due,
+            run_at=given.c.due,
             priority=given.c.priority,
-            expires_at=func.coalesce(given.c.expires_at, due + given.c.expires_in),
+            expires_at=func.coalesce(given.c.expires_at, given.c.due + given.c.expires_in),
         )
         .returning(*told(_TABLE))
     )
