@@ -123,7 +123,7 @@ async def test_a_young_success_of_a_living_worker_is_not_deleted(exarq: Command,
     done = exarq("jobs", "delete", str(job))
 
     assert (done.code, done.out) == (1, "")
-    assert "succeeded less than an hour ago, and its worker may still have to ask" in done.err
+    assert "succeeded less than a minute ago, and its worker may still have to ask" in done.err
     assert await state(engine, job) == "succeeded"
 
 

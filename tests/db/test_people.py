@@ -189,9 +189,9 @@ async def test_a_key_that_is_taken_while_the_move_waits_is_refused_by_the_index(
 @pytest.mark.parametrize(
     ("ended", "age", "worker_lives", "moves"),
     [
-        ("succeeded", timedelta(minutes=59), True, False),
-        ("succeeded", timedelta(minutes=61), True, True),
-        ("succeeded", timedelta(minutes=59), False, True),
+        ("succeeded", timedelta(seconds=30), True, False),
+        ("succeeded", timedelta(seconds=61), True, True),
+        ("succeeded", timedelta(seconds=30), False, True),
         ("failed", timedelta(0), True, True),
         ("cancelled", timedelta(0), True, True),
     ],

@@ -54,7 +54,7 @@ def retry(connection: Connection, job_id: UUID) -> Again | None:
     """Final → queued, due at once, with nothing counted against it; None when there is no such job.
 
     Waits for a transaction that moves the job just now. The job stays as it is while another holds its unique key, and
-    a success for an hour while its worker lives: that may still ask whether its COMMIT took place.
+    a success for a minute while its worker lives: that may still ask whether its COMMIT took place.
 
     Raises: `IntegrityError` where another transaction has taken its unique key meanwhile.
     """

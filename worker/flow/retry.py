@@ -29,7 +29,7 @@ class Retrial:
     Args:
         job_id: the job's id.
         outcome: `retried`: it waits and is due now; `not final`: it waits or runs anyway; `key taken`: another job
-            holds its unique key; `asked after`: it has succeeded within the last hour, and its worker may still have
+            holds its unique key; `asked after`: it has succeeded within the last minute, and its worker may still have
             to ask whether it did; `unknown`: there is no such job.
         state: the job's state from here on, None where there is no such job.
 

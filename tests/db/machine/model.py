@@ -293,7 +293,7 @@ def _free(view: View, ids: Collection[UUID]) -> frozenset[UUID]:
 
 
 def _by_hand(view: View, ids: Collection[UUID], states: Collection[JobState]) -> set[UUID]:
-    """Those that have ended so; a success stays for an hour while its worker may still ask for it."""
+    """Those that have ended so; a success stays for a minute while its worker may still ask for it."""
     return {
         one
         for one in ids

@@ -99,7 +99,7 @@ def delete_jobs(
 ) -> None:
     """Delete jobs that have ended, with their attempts: those with these ids, or those that match.
 
-    A success stays for an hour while its worker lives, which may still ask for it. Ends with 1 when one was not
+    A success stays for a minute while its worker lives, which may still ask for it. Ends with 1 when one was not
     deleted.
     """
     from worker.cli.jobs.moving import Wish, move

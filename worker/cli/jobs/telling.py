@@ -30,8 +30,8 @@ _ONE: Final = {
     ("delete", "asked after"): "{young}; delete it then",
 }
 _YOUNG: Final = (
-    "succeeded less than an hour ago, and its worker may still have to ask whether its COMMIT took place, so it stays"
-    " until it is an hour old or its worker has stopped"
+    "succeeded less than a minute ago, and its worker may still have to ask whether its COMMIT took place, so it stays"
+    " until it is a minute old or its worker has stopped"
 )
 _MANY: Final = {
     "changed": "had changed meanwhile and were left as they are",
@@ -39,7 +39,7 @@ _MANY: Final = {
     "not final": "have not ended, so there is nothing to {verb}",
     "locked": "are locked by other transactions; try again when those have ended",
     "key taken": "were passed by: other jobs hold their unique keys",
-    "asked after": "have succeeded less than an hour ago under a worker that lives and may still ask for them",
+    "asked after": "have succeeded less than a minute ago under a worker that lives and may still ask for them",
     "unknown": "are not there: they never existed, were rolled back, or were pruned",
 }
 _COUNTED: Final = {"requested": "asked to cancel (they run)", "retried": "queued again"}

@@ -67,6 +67,6 @@ def given_ids(*, waits: bool) -> Select[Any]:
 
 def asked_after() -> ColumnElement[bool]:
     """Whether a worker may still ask if this job has succeeded: the answer to its COMMIT may be on its way."""
-    young = Job.finished_at > func.clock_timestamp() - literal_column("interval '1 hour'", Interval)
+    young = Job.finished_at > func.clock_timestamp() - literal_column("interval '1 minute'", Interval)
     there = exists().where(Worker.id == Job.worker_id)
     return func.coalesce(and_(Job.state == constant(JobState.SUCCEEDED), young, there), false())
