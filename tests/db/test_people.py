@@ -148,6 +148,20 @@ async def test_a_key_that_another_job_holds_is_told_and_nothing_moves(engine: As
     assert found == {ours: False, **dict.fromkeys(others, True)}
 
 
+async def test_a_key_whose_holder_has_ended_and_whose_time_is_over_is_free(engine: AsyncEngine) -> None:
+    ours = await a_job(engine, state="failed", finished_at=NOW, unique_key="k")
+    other = await a_job(engine, state="failed", finished_at=NOW, unique_key="j")
+    for key in "kj":
+        await a_job(engine, state="succeeded", finished_at=NOW, unique_key=key, unique_until=NOW - HOUR)
+
+    again = await retry(engine, ours)
+    found = await moved(engine, people.retry_many, [other])
+
+    assert again is not None
+    assert again.moved
+    assert found == {other: True}
+
+
 async def test_a_key_that_is_held_until_the_start_only_keeps_no_started_job_from_a_retry(engine: AsyncEngine) -> None:
     ours = await a_job(engine, state="failed", finished_at=NOW, attempt=2, unique_key="k", unique_for="until_started")
     await a_job(engine, unique_key="k", unique_for="until_started")

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker.core.states import JobState
 from worker.db import overview, people, reads, transitions
 from worker.db.ids import uuid7
+from worker.db.statements.again import FREE_FOR
 from worker.db.statements.claim import CLAIM_BEHIND
 from worker.db.statements.unique import FIND
 from worker.db.transitions import Held
@@ -94,6 +95,10 @@ async def retry_by_hand(connection: AsyncConnection) -> None:
     await connection.run_sync(people.retry, IDS[0])
 
 
+async def free_for(connection: AsyncConnection) -> None:
+    await connection.execute(FREE_FOR, {"ids": IDS})
+
+
 async def retry_many(connection: AsyncConnection) -> None:
     await people.retry_many(connection, IDS)
 
@@ -141,6 +146,7 @@ STATEMENTS: list[tuple[Callable[[AsyncConnection], Awaitable[None]], str]] = [
     (request_cancel, "job_pkey"),
     (beats, "job_running"),
     (retry_by_hand, "job_unique"),
+    (free_for, "job_unique"),
     (retry_many, "job_pkey"),
     (delete_many, "job_pkey"),
     (request_cancel_many, "job_pkey"),

@@ -22,6 +22,7 @@ from worker.core.states import JobState
 from worker.db import transitions
 from worker.db.failures import sqlstate_of
 from worker.db.models import Job
+from worker.flow.cancel import cancel
 from worker.flow.enqueue import enqueue, enqueue_many
 from worker.flow.handle import Handle
 from worker.flow.job import JobFunction
@@ -357,6 +358,27 @@ async def test_an_enqueue_cancels_a_job_that_has_expired_under_its_key(
     assert (found.state, found.unique_until) == ("cancelled", None)
     assert found.finished_at is not None
     assert str(found.error).startswith("expired: no attempt may start after 20")
+
+
+async def test_a_job_that_never_ran_gives_back_the_key_it_had_for_a_time(
+    engine: AsyncEngine, sessions: Sessions, work: Work
+) -> None:
+    hour = timedelta(hours=1)
+    first = await place(sessions, unique=hour)
+    async with sessions.begin() as session:
+        await cancel(session, first.id)
+    second = await place(sessions, unique=hour, expires=60)
+    await expire(engine, second.id)
+    await run_job(work, second.id)
+    third = await place(sessions, unique=hour)
+    (run,) = await claimed(work, third.id)
+    async with work.processor.begin() as connection:
+        await transitions.cancel(connection, run.claimed.held, "somebody asked")
+    work.holdings.let_go(run.claimed.held)
+    fourth = await place(sessions, unique=hour)
+
+    assert [await state(engine, one.id) for one in (first, second, third)] == ["cancelled"] * 3
+    assert [one.happened for one in (second, third, fourth)] == ["created", "created", "exists"]
 
 
 async def test_replace_gives_a_job_that_has_expired_another_deadline(engine: AsyncEngine, sessions: Sessions) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.core.states import JobState
-from worker.db.statements.again import RETRY, RETRY_MANY
+from worker.db.statements.again import FREE_FOR, RETRY, RETRY_MANY
 from worker.db.statements.cancel import REQUEST_CANCEL_MANY
 from worker.db.statements.delete import DELETE_MANY
 from worker.db.transitions import CancelRequest
@@ -58,12 +58,14 @@ def retry(connection: Connection, job_id: UUID) -> Again | None:
 
     Raises: `IntegrityError` where another transaction has taken its unique key meanwhile.
     """
+    connection.execute(FREE_FOR, {"ids": [job_id]})
     rows = connection.execute(RETRY, {"ids": [job_id], "states": None}).all()
     return next(iter(_again(rows)), None)
 
 
 async def retry_many(connection: AsyncConnection, ids: Sequence[UUID], *, states: Wanted = None) -> list[Again]:
     """Final → queued, as `retry`, for those in `states`; of several with one unique key the newest gets it."""
+    await connection.execute(FREE_FOR, {"ids": sorted(ids)})
     rows = await connection.execute(RETRY_MANY, {"ids": sorted(ids), "states": _named(states)})
     return _again(rows.all())
 

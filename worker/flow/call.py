@@ -32,7 +32,7 @@ class EnqueueOptions(TypedDict, total=False):
     a time zone. What has not started by then ends as cancelled.
     `key`: while a job of this name has the key, there is no second one.
     `unique`: for how long it has it: `"until_done"` (the default), `"until_started"`, or a timedelta from the enqueue,
-    and then until it is done.
+    and then until it is done; a job that is cancelled while it waits, or expires, gives it back at once.
     `on_conflict`: `"skip"` (the default) returns the job that has the key, which may start before your commit and so
     without what you wrote; `"raise"` raises `AlreadyEnqueued`; `"replace"` gives a job that has not started the new
     arguments, due time, priority and deadline, and has it start only after your commit. What has started, even if it

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Float,
     Select,
     Text,
+    Update,
+    Uuid,
     and_,
+    any_,
+    bindparam,
     case,
     cast,
     exists,
@@ -42,6 +47,25 @@ def _key_is_taken() -> ColumnElement[bool]:
     same = and_(other.name == Job.name, other.unique_key == Job.unique_key, other.id != Job.id)
     # Bare names are those of the innermost table, the other job.
     return exists().where(same, text(f"({UNIQUE_WHILE})"))
+
+
+def _free_statement() -> Update:
+    mine = aliased(Job)
+    over = (
+        select(Job.id)
+        .join(mine, and_(mine.name == Job.name, mine.unique_key == Job.unique_key, mine.id != Job.id))
+        .where(
+            mine.id == any_(bindparam("ids", type_=ARRAY(Uuid))),
+            Job.unique_until <= func.statement_timestamp(),
+            Job.state.in_([constant(state) for state in sorted(FINAL)]),
+        )
+        .with_for_update(key_share=True, of=Job, skip_locked=True)
+        .cte("over")
+    )
+    return update(Job).where(Job.id == over.c.id).values(unique_until=null())
+
+
+FREE_FOR = _free_statement()
 
 
 def _retry_statement(*, waits: bool) -> Select[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, Text, Uuid, bindparam, case, func, literal, or_, select, true, update
+from sqlalchemy import Select, Text, Uuid, bindparam, case, func, literal, null, or_, select, true, update
 
 from worker.core.states import JobState
 from worker.db.models import Installation, Job, constant
@@ -36,6 +36,7 @@ def _ask(given: Any) -> Select[Any]:
             state=case((waits, literal(JobState.CANCELLED.value)), else_=Job.state),
             finished_at=case((waits, func.clock_timestamp()), else_=Job.finished_at),
             error=case((waits, bindparam("reason", type_=Text)), else_=Job.error),
+            unique_until=case((waits, null()), else_=Job.unique_until),
         )
         .cte("asked")
     )

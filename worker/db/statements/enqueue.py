@@ -57,7 +57,7 @@ def _enqueue_statement(columns: dict[str, Any]) -> Any:
     given = given_calls(columns)
     # Not now(): that is the start of the transaction, and a follow-up's delay counts from here.
     now = func.clock_timestamp()
-    due = func.coalesce(given.c.at, now + given.c.delay)
+    due: Any = func.coalesce(given.c.at, now + given.c.delay)
     if columns is _FULL:  # one look at the clock, for a deadline counts from the due time
         given = select(*given.c, due.label("due")).subquery("placed")
         due = given.c.due

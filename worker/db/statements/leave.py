@@ -18,10 +18,12 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    false,
     func,
     insert,
     literal,
     null,
+    or_,
     select,
     update,
 )
@@ -53,6 +55,7 @@ def _leave(
     """The held rows leave `running` and each leaves an attempt; a job somebody asked to cancel is not run again."""
     to = case((and_(state == JobState.QUEUED, Job.cancel_requested), literal(JobState.CANCELLED.value)), else_=state)
     now = func.clock_timestamp()
+    expired = func.coalesce(Job.expires_at < Job.started_at, false())
     moved = (
         update(Job)
         .where(Job.id == held.c.id)
@@ -64,6 +67,7 @@ def _leave(
             crashes=crashes,
             contended=Job.contended + contended,
             error=func.coalesce(error, Job.error),
+            unique_until=case((or_(to != JobState.CANCELLED, ~expired), Job.unique_until)),
         )
         .returning(
             Job.id,
