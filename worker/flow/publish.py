@@ -52,7 +52,8 @@ class Publisher:
         self._redis = redis
         self._lease = lease
         self._closes_redis = closes_redis
-        self._waiting: Waiting | None = None
+        self._hears: ArqRedis | None = redis
+        self._waitings: dict[asyncio.AbstractEventLoop, Waiting] = {}
         self._buffer: list[Publishable] = []
         self._sending: asyncio.Task[None] | None = None
         self._silent_until = 0.0
@@ -87,10 +88,15 @@ class Publisher:
 
     @property
     def waiting(self) -> Waiting:
-        """Those of this process that wait for jobs to end, made when the first does."""
-        if self._waiting is None:
-            self._waiting = Waiting(self._redis, self._announce)
-        return self._waiting
+        """Those that wait in this event loop for jobs to end, made when the first does."""
+        loop = asyncio.get_running_loop()
+        waiting = self._waitings.get(loop)
+        if waiting is None:
+            for closed in [known for known in self._waitings.copy() if known.is_closed()]:
+                self._waitings.pop(closed, None)
+            # A client's connections belong to one event loop; who waits in another looks at the rows.
+            waiting = self._waitings[loop] = Waiting(None if self._waitings else self._hears, self._announce)
+        return waiting
 
     async def flush(self) -> None:
         """Return when every hint so far was sent or given up."""
@@ -98,12 +104,19 @@ class Publisher:
             await asyncio.wait([self._sending])
 
     async def close(self) -> None:
-        """Flush, leave who still waits to their looks, and close the connection if it is the publisher's own."""
+        """Flush, end the waits of this event loop, and close the connection if it is the publisher's own.
+
+        Who still waits for a result in this loop gets a `RuntimeError`; who waits in another goes on with their looks.
+        """
         await self.flush()
-        if self._waiting is not None:
-            await self._waiting.close()
+        await self._end_waits()
         if self._closes_redis:
             await self._redis.aclose()
+
+    async def _end_waits(self) -> None:
+        waiting = self._waitings.pop(asyncio.get_running_loop(), None)
+        if waiting is not None:
+            await waiting.close()
 
     async def _announce(self, awaited: Iterable[EndAwaited]) -> None:
         """Tell the workers who waits for what, behind the hints of the same jobs; return once they know, or soon."""

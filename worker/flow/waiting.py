@@ -95,7 +95,8 @@ class Waiting:
     async def close(self) -> None:
         """End the listening and every wait."""
         tasks = [self._listening] if self._listening is not None else []
-        tasks += [watch.end(RuntimeError("closed while somebody waited for a job")) for watch in self._watches.values()]
+        closed = RuntimeError("the publisher was closed while somebody waited for a job; close it last")
+        tasks += [watch.end(closed) for watch in self._watches.values()]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -145,7 +146,7 @@ class _Watch:
             waits.remove(ended)
         if not waits:
             self._waits.pop(job_id, None)
-        if not self._waits:
+        if not self._waits and not self._task.get_loop().is_closed():
             self._task.cancel()
         return not self._waits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -16,7 +17,8 @@ class NoHints(Publisher):
 
     def __init__(self) -> None:
         """Needs no client: who waits for a job looks at its row."""
-        self._waiting = Waiting(None, self._announce)
+        self._hears = None
+        self._waitings: dict[AbstractEventLoop, Waiting] = {}
 
     def publish(self, hints: Iterable[Publishable]) -> None:
         """Drop these: they would be of jobs that a test rolls back, or drains itself."""
@@ -26,8 +28,7 @@ class NoHints(Publisher):
 
     async def close(self) -> None:
         """Nothing is open but what waits."""
-        if self._waiting is not None:
-            await self._waiting.close()
+        await self._end_waits()
 
 
 @asynccontextmanager
