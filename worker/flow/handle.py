@@ -21,6 +21,7 @@ from worker.core.registry import Definition, default_registry
 from worker.core.signature import Signature
 from worker.core.states import Ending, JobState
 from worker.db.ends import Stand
+from worker.db.failures import is_transient
 from worker.db.models import Job
 from worker.flow.after_commit import OUTBOX, Destination, destination_of
 from worker.flow.publish import Publisher, default_publisher
@@ -73,7 +74,8 @@ class Handle(Generic[R_co]):
         Raises:
             JobFailed: the job has failed.
             JobCancelled: the job was cancelled.
-            ResultTimeout: it has not ended in time, or there is no such job; also a `TimeoutError`.
+            ResultTimeout: it has not ended in time, there is no such job, or PostgreSQL does not answer; also a
+                `TimeoutError`.
             NotCommitted: the transaction that enqueued it goes on.
             ResultInvalid: what is stored does not fit the function's return annotation, as after a change of its code.
 
@@ -97,10 +99,19 @@ class Handle(Generic[R_co]):
         except TimeoutError:
             if not timer.expired():
                 raise
-        stand = (await look(engine, [self.id])).get(self.id)
+        stand = await self._last_look(engine, limit or 0)
         if stand is None or not stand.has_ended:
             raise ResultTimeout(self.id, self.name or (stand.name if stand else ""), limit or 0, _now(stand))
         return stand
+
+    async def _last_look(self, engine: AsyncEngine, limit: float) -> Stand | None:
+        try:
+            return (await look(engine, [self.id])).get(self.id)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            now = f"PostgreSQL does not answer ({type(error).__name__}), so how it stands is not known; ask again"
+            raise ResultTimeout(self.id, self.name, limit, now) from error
 
     def _checked_origin(self) -> Origin:
         origin = self._origin
