@@ -50,7 +50,7 @@ def processor_engine(
     statement_timeout: timedelta,
     pooler: str | None = None,
 ) -> AsyncEngine:
-    """An engine for Exarq's own short statements: every wait on it has a limit, on both ends.
+    """An engine for Exarq's own short statements: waits have a limit on both ends, errors show no values.
 
     Behind a pooler on our end alone: settings of a connection are not those of its backend.
     """
@@ -68,6 +68,7 @@ def processor_engine(
             "idle_in_transaction_session_timeout": f"{limit * 1000:.0f}",
         },
         pooler=pooler,
+        hide_parameters=True,  # arguments and results are nothing for a log
         command_timeout=limit + 1,
     )
 
@@ -103,6 +104,7 @@ def _engine(
     pool_timeout: float | None,
     server_settings: dict[str, str],
     pooler: str | None,
+    hide_parameters: bool = False,
     **connect_args: Any,
 ) -> AsyncEngine:
     engine = create_async_engine(
@@ -112,6 +114,7 @@ def _engine(
         max_overflow=overflow,
         pool_timeout=pool_timeout,
         pool_use_lifo=True,
+        hide_parameters=hide_parameters,
         connect_args={
             "timeout": connect_timeout.total_seconds(),
             # A pooler refuses those that it does not know.

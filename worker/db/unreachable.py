@@ -13,6 +13,8 @@ from worker.settings.values import masked
 # Class 28: who you are. 3D000: no such database. 42501: what you may do.
 _REFUSED: Final = ("28", "3D000", "42501")
 
+_READ_ONLY: Final = "25006"
+
 _POOLER_SAYS: Final = "unsupported startup parameter"
 
 
@@ -37,13 +39,19 @@ def database_errors(url: str) -> Iterator[None]:
 
 @contextmanager
 def refusals(url: str) -> Iterator[None]:
-    """Raise `DatabaseUnreachable` where PostgreSQL refuses this user or this database."""
+    """Raise `DatabaseUnreachable` where PostgreSQL refuses this user or this database, or takes no writes."""
     try:
         yield
     except Exception as error:
-        if not (sqlstate_of(error) or "").startswith(_REFUSED):
+        code = sqlstate_of(error) or ""
+        if not code.startswith((*_REFUSED, _READ_ONLY)):
             raise
         why = str(getattr(error, "orig", error)).splitlines()[0].rpartition(">: ")[2]
+        if code == _READ_ONLY:
+            raise DatabaseUnreachable(
+                f"PostgreSQL takes no writes at {masked(url)} ({why}); give the address of the primary, or turn"
+                " default_transaction_read_only off"
+            ) from error
         raise DatabaseUnreachable(
             f"PostgreSQL refuses at {masked(url)} ({why}); correct EXARQ_DATABASE_URL, or create what is missing"
         ) from error
