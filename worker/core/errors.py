@@ -161,10 +161,11 @@ class ResultInvalid(ExarqError):
 
 
 class NotCommitted(ExarqError):
-    """Raised when a result is asked for inside the transaction that enqueued its job: it would wait for itself."""
+    """Raised when a result is asked for that cannot come: inside the transaction that enqueued, or rolled back."""
 
-    def __init__(self, job_id: UUID, name: str) -> None:
-        super().__init__(f"{name} {job_id}: the transaction that enqueued it goes on; commit it before you ask")
+    def __init__(self, job_id: UUID, name: str, *, rolled_back: bool = False) -> None:
+        now = "was rolled back, so there is no such job" if rolled_back else "goes on; commit it before you ask"
+        super().__init__(f"{name} {job_id}: the transaction that enqueued it {now}")
 
 
 class JobFailed(ExarqError):

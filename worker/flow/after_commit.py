@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final, TypeAlias
+from weakref import WeakSet
 
 from sqlalchemy import Connection, event
+from sqlalchemy.engine import Transaction
 from sqlalchemy.orm import Session, SessionTransaction
 
 from worker.broker.hints import Hint
@@ -62,6 +64,8 @@ class _Pending:
     destination: Destination
     loop: asyncio.AbstractEventLoop | None = None
     connection: Connection | None = None
+    transaction: Transaction | None = None
+    committing: bool = False
     hints: list[tuple[Publishable, float, SessionTransaction | None]] = field(default_factory=list)
 
     def add(self, hints: Sequence[Publishable], written_in: SessionTransaction | None) -> None:
@@ -116,13 +120,27 @@ def publish_after_commit(
     pending = session.info.get(_PENDING)
     if pending is None:
         pending = session.info[_PENDING] = _Pending(destination)
+        event.listen(session, "before_commit", _committing)
         event.listen(session, "after_commit", _committed)
         event.listen(session, "after_soft_rollback", _rolled_back)
         event.listen(session, "after_transaction_end", _ended)
     pending.destination = destination
     pending.loop = _running_loop()
     pending.connection = connection
+    pending.transaction = connection.get_transaction()
     pending.add(hints, session.get_nested_transaction() or session.get_transaction())
+
+
+def was_rolled_back(transaction: Transaction) -> bool:
+    """Whether it is known that this transaction, in which something was enqueued, was rolled back."""
+    return transaction in _undone
+
+
+_undone: WeakSet[Transaction] = WeakSet()
+
+
+def _committing(session: Session) -> None:
+    session.info[_PENDING].committing = not session.in_nested_transaction()
 
 
 def _committed(session: Session) -> None:
@@ -157,8 +175,15 @@ def _rolled_back(session: Session, previous: SessionTransaction) -> None:
 
 
 def _ended(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        session.info[_PENDING].take()
+    if transaction.parent is not None:
+        return
+    pending: _Pending = session.info[_PENDING]
+    pending.take()
+    begun, pending.transaction = pending.transaction, None
+    # A joined one goes on; one whose COMMIT was sent may have committed, whatever was answered.
+    if begun is not None and not begun.is_active and not pending.committing:
+        _undone.add(begun)
+    pending.committing = False
 
 
 def _within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:

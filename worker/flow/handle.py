@@ -23,7 +23,7 @@ from worker.core.states import Ending, JobState
 from worker.db.ends import Stand
 from worker.db.failures import is_transient
 from worker.db.models import Job
-from worker.flow.after_commit import OUTBOX, Destination, destination_of
+from worker.flow.after_commit import OUTBOX, Destination, destination_of, was_rolled_back
 from worker.flow.publish import Publisher, default_publisher
 from worker.flow.waiting import look
 
@@ -76,7 +76,8 @@ class Handle(Generic[R_co]):
             JobCancelled: the job was cancelled.
             ResultTimeout: it has not ended in time, there is no such job, or PostgreSQL does not answer; also a
                 `TimeoutError`.
-            NotCommitted: the transaction that enqueued it goes on.
+            NotCommitted: the transaction that enqueued it goes on, or was rolled back; of a savepoint that was, of a
+                COMMIT that failed, and of a handle made from an id that is not known here: it waits.
             ResultInvalid: what is stored does not fit the function's return annotation, as after a change of its code.
 
         """
@@ -123,6 +124,9 @@ class Handle(Generic[R_co]):
             )
         if origin.transaction is not None and origin.transaction.is_active:
             raise NotCommitted(self.id, self.name)
+        # A job that has the key, or that was replaced, is not of this transaction.
+        if origin.transaction is not None and self.happened == "created" and was_rolled_back(origin.transaction):
+            raise NotCommitted(self.id, self.name, rolled_back=True)
         return origin
 
 
