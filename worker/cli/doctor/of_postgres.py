@@ -11,12 +11,15 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 from worker.cli.database import database
+from worker.cli.doctor import access
 from worker.cli.doctor.finding import Finding, error, ok, warning
 from worker.cli.output import duration, length
 from worker.core.errors import SchemaNotMigrated
 from worker.db.engine import processor_engine
+from worker.db.failures import sqlstate_of
 from worker.db.migrate import HEAD, require_migrated
 from worker.db.unreachable import database_errors
 from worker.resources import connections_of
@@ -44,10 +47,13 @@ _OPEN: Final = """
     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND xact_start < clock_timestamp() - $1::interval
     ORDER BY xact_start LIMIT 1
 """
+# Of other roles' backends a role without pg_read_all_stats sees pid, role and name only; the server's own have no role.
 _CONNECTED: Final = """
     SELECT count(*) FROM pg_stat_activity
-    WHERE backend_type = 'client backend' AND application_name NOT LIKE 'exarq %' AND pid <> pg_backend_pid()
+    WHERE coalesce(backend_type, 'client backend') = 'client backend' AND usesysid IS NOT NULL
+        AND application_name NOT LIKE 'exarq %' AND pid <> pg_backend_pid()
 """
+_SEES_OTHERS: Final = "SELECT pg_has_role('pg_read_all_stats', 'USAGE')"
 
 
 async def look(settings: Settings, url: str) -> list[Finding]:
@@ -58,15 +64,16 @@ async def look(settings: Settings, url: str) -> list[Finding]:
     with database_errors(url):
         async with _plain(settings, url) as connection:
             found = dict(await connection.fetch(_SETTINGS))
-            findings = [_version(found), *_durability(found), _vacuum(found)]
-            findings.append(_transactions(await connection.fetchrow(_OPEN, _LONG)))
+            findings = [_version(found), await access.writes(connection), *_durability(found), _vacuum(found)]
+            sees_others = await connection.fetchval(_SEES_OTHERS)
+            findings.append(_transactions(await connection.fetchrow(_OPEN, _LONG), sees_others=sees_others))
             findings.append(await _clock(connection))
             others = await connection.fetchval(_CONNECTED)
             between = await _between(settings, url, connection)
     findings.append(between)
     if between.level == "error":
         return findings
-    return [*findings, await _schema(settings, url), _connections(settings, found, others)]
+    return [*findings, *await _schema(settings, url), _connections(settings, found, others)]
 
 
 @asynccontextmanager
@@ -105,7 +112,13 @@ def _vacuum(found: dict[str, str]) -> Finding:
     return ok("autovacuum", "on")
 
 
-def _transactions(oldest: Any) -> Finding:
+def _transactions(oldest: Any, *, sees_others: bool = True) -> Finding:
+    if oldest is None and not sees_others:
+        return warning(
+            "open transactions",
+            "this user cannot see those of other roles",
+            "GRANT pg_read_all_stats to it, and look again",
+        )
     if oldest is None:
         return ok("open transactions", f"none is older than {duration(_LONG)}")
     who = f"{oldest['who']} (pid {oldest['pid']}, {oldest['state']}) has one open for {length(oldest['age'])}"
@@ -175,14 +188,19 @@ async def _refused(settings: Settings, url: str) -> str | None:
         await engine.dispose()
 
 
-async def _schema(settings: Settings, url: str) -> Finding:
+async def _schema(settings: Settings, url: str) -> list[Finding]:
     async with database(settings, url) as engine, engine.connect() as connection:
         try:
             await require_migrated(connection)
         except SchemaNotMigrated as stale:
             found, _, advice = str(stale).partition("; ")
-            return error("tables", found, advice)
-    return ok("tables", f"at {HEAD}, as this version needs them")
+            return [error("tables", found, advice)]
+        except DBAPIError as refused:
+            if sqlstate_of(refused) != access.REFUSED:
+                raise
+            return [access.no_schema()]
+        rights = await access.rights(connection)
+    return [ok("tables", f"at {HEAD}, as this version needs them"), rights]
 
 
 def _connections(settings: Settings, found: dict[str, str], others: int) -> Finding:

@@ -6,11 +6,16 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import uuid4
 
 from arq.connections import ArqRedis
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import ResponseError
 
+from worker.broker import messages, scripts
 from worker.broker.connection import UNREACHABLE, connect
+from worker.broker.hints import Hint
+from worker.broker.keys import PAYLOAD_PREFIX, wake_key
+from worker.broker.messages import Cancelled
 from worker.cli.doctor.finding import Finding, error, ok, warning
 from worker.cli.doctor.of_postgres import clock
 from worker.settings import Settings
@@ -30,7 +35,7 @@ async def look(settings: Settings, url: str) -> list[Finding]:
             info = await redis.info("everything")
         return [
             _version(info),
-            await _scripts(redis),
+            *await _publishes(redis),
             *_role(info),
             *_memory(info),
             *await _reach(redis),
@@ -54,12 +59,35 @@ def _version(info: dict[str, Any]) -> Finding:
     return ok("Redis", f"Valkey {valkey}" if valkey else f"Redis {version}")
 
 
-async def _scripts(redis: ArqRedis) -> Finding:
+# What Redis says, and what to do about it.
+_REMEDIES: Final = {
+    "maxmemory": "raise maxmemory, or remove what fills it; until then workers scan PostgreSQL",
+    "MISCONF": "it cannot save to its disk: make room there, or correct what its log names",
+    "read only replica": "point EXARQ_REDIS_URL at the primary",
+    "ACL failure": "allow it the keys arq:*, exarq:* and those of your queues (ACL SETUSER … ~*)",
+    "permission": "allow it EVAL and what scripts call (ACL SETUSER … +@all), and the keys of Exarq",
+}
+
+
+async def _publishes(redis: ArqRedis) -> list[Finding]:
+    """Whether a hint and a message can be published, tried with a queue and an installation that nobody has."""
+    queue, job, nobody = f"exarq:doctor:{uuid4()}", uuid4(), uuid4()
+    hint = Hint(job, "exarq.doctor", queue, due_in=0, enqueued_ms=0, installation=nobody)
     try:
-        await redis.eval("return 1", 0)  # type: ignore[misc]
-    except NoPermissionError as refused:
-        return error("scripts", f"this user may not run them ({refused})", "allow it EVAL (ACL SETUSER … +@scripting)")
-    return ok("scripts", "allowed")
+        await scripts.publish(redis, [hint], lease=timedelta(seconds=1))
+        await redis.delete(queue, wake_key(queue), f"{PAYLOAD_PREFIX}{job}")
+    except ResponseError as refused:
+        said = str(refused)
+        advice = next((remedy for word, remedy in _REMEDIES.items() if word in said), "correct what Redis names")
+        return [error("scripts", f"a hint cannot be published ({said.splitlines()[0]})", advice)]
+    try:
+        await messages.tell(redis, [Cancelled(job, nobody)])
+    except ResponseError as refused:
+        advice = (
+            "cancelling and results take seconds; allow it PUBLISH and SUBSCRIBE on exarq:* (ACL SETUSER … &exarq:*)"
+        )
+        return [ok("scripts", "a hint can be published"), warning("messages", str(refused).splitlines()[0], advice)]
+    return [ok("scripts", "a hint can be published"), ok("messages", "can be published")]
 
 
 def _role(info: dict[str, Any]) -> list[Finding]:
