@@ -66,7 +66,8 @@ class Reports:
     async def _store(self, processor: AsyncEngine) -> None:
         while self._unstored:
             began = time.monotonic()
-            batch, self._unstored = self._unstored, {}
+            # One by one: a thread may have this very dict in its hand.
+            batch = {held: self._unstored.pop(held) for held in list(self._unstored)}
             try:
                 await once(processor, partial(transitions.note_progress, said=batch))
             except Exception as error:  # the next word of each job tells more
