@@ -6,7 +6,7 @@ The fixtures of the pytest plugin, `exarq_session` and others, are in `worker.py
 from __future__ import annotations
 
 from worker.testing.clock import FrozenClock, frozen_clock
-from worker.testing.drain import NeverDrained, drain
+from worker.testing.drain import NeverDrained, NotATestDatabase, drain
 from worker.testing.enqueued import Enqueued, assert_enqueued, assert_not_enqueued, enqueued
 from worker.testing.inline import run_inline
 from worker.testing.sessions import NoHints, rolled_back
@@ -18,6 +18,7 @@ __all__ = [
     "FrozenClock",
     "NeverDrained",
     "NoHints",
+    "NotATestDatabase",
     "assert_enqueued",
     "assert_not_enqueued",
     "drain",

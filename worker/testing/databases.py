@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import asyncpg
@@ -18,6 +18,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from worker.db import migrate
 from worker.embedded import servers
+
+NAME_PREFIX: Final = "exarq_test_"
+"""What the name of every database begins with that was made here."""
 
 T = TypeVar("T")
 Prepare = Callable[[Connection], object]
@@ -67,7 +70,7 @@ def databases(prepare: Prepare, url: str | None = None) -> Iterator[Databases]:
 
 def new_name() -> str:
     """A name that no other database has."""
-    return f"exarq_test_{os.getpid()}_{uuid4().hex[:12]}"
+    return f"{NAME_PREFIX}{os.getpid()}_{uuid4().hex[:12]}"
 
 
 def finished(work: Coroutine[Any, Any, T]) -> T:

@@ -21,6 +21,7 @@ from worker.flow.holdings import Run
 from worker.flow.work import Work
 from worker.settings import load_settings
 from worker.testing.clock import FrozenClock, frozen_clock
+from worker.testing.databases import NAME_PREFIX
 from worker.testing.work import Ended, attempt, open_work, raise_failure
 
 _FAILURES: Final = frozenset({Ending.RETRIED, Ending.FAILED, Ending.RELEASED})
@@ -29,6 +30,16 @@ _WAITS = Job.state == constant(JobState.QUEUED)
 _QUEUES = select(Job.queue).where(_WAITS).distinct()
 _NOW = select(func.clock_timestamp())
 _NEXT_DUE = select(func.min(Job.run_at)).where(_WAITS)
+
+
+class NotATestDatabase(ExarqError):
+    """Raised when a client is to be drained whose database is none that was made for tests."""
+
+    def __init__(self, name: str | None) -> None:
+        super().__init__(
+            f"drain(client) runs and commits whatever is due in the database {name!r}, which was not made for tests;"
+            " use the fixture exarq_client, or say any_database=True"
+        )
 
 
 class NeverDrained(ExarqError):
@@ -43,6 +54,7 @@ async def drain(
     context: Mapping[str, Any] | None = None,
     registry: Registry | None = None,
     limit: int = 1000,
+    any_database: bool = False,
 ) -> list[Ended]:
     """Run what is due, and what that enqueues, one after the other until nothing is; returns how each attempt ended.
 
@@ -60,12 +72,16 @@ async def drain(
         context: what `ctx[…]` gives the jobs.
         registry: the definitions; without one, those that are imported, and those of `jobs.modules`.
         limit: how many attempts are taken for a loop without end.
+        any_database: drain a client's database although its name does not begin with exarq_test_.
 
     Raises:
+        NotATestDatabase: the client's database was not made for tests.
         NeverDrained: after `limit` attempts something is still due.
 
     """
     __tracebackhide__ = True
+    if isinstance(where, Client) and not any_database:
+        _refuse_another(where)
     ended: list[Ended] = []
     async with open_work(where, registry or loaded_registry(), context or {}) as work:
         # PostgreSQL's own time: its clock may be ahead of ours, and what was just enqueued is due.
@@ -85,6 +101,12 @@ def loaded_registry() -> Registry:
     if modules := load_settings().jobs.modules:
         load_modules(modules)
     return default_registry
+
+
+def _refuse_another(client: Client) -> None:
+    name = client.engine.url.database
+    if not (name or "").startswith(NAME_PREFIX):
+        raise NotATestDatabase(name)
 
 
 async def _claim_next(work: Work, clock: FrozenClock) -> Run | None:
