@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import heard, until
-from worker.observe.events import Event, ProcessDied, StepFailed
+from worker.observe.events import Event, ProcessDied, ProcessRefused, ProcessRescued, StepFailed
 from worker.settings import Settings
 from worker.supervise.parent import Parent
 
@@ -132,3 +132,24 @@ async def test_a_process_that_refuses_while_it_is_to_stop_holds_nothing_up(setti
         os.kill(os.getpid(), signal.SIGINT)
 
         await until(family.running.done, "the parent ends")
+
+
+@pytest.mark.parametrize("end", ["sys.exit(2)", "os.kill(os.getpid(), signal.SIGTERM)", "work(); sys.exit(1)"])
+async def test_a_change_of_the_code_starts_a_process_anew_however_the_former_ends(
+    settings: Settings, tmp_path: Path, end: str
+) -> None:
+    does = f"""
+if is_there("change"):
+    work(); wait_for_an_order(); sys.exit(0)
+note("old")
+wait_for_an_order()
+{end}
+"""
+    async with a_family(settings, tmp_path, does, renewable=True) as family:
+        await until(lambda: family.pids("old"), "it starts with the former code")
+        (tmp_path / "change").touch()
+        family.parent.renew()
+        await until(lambda: family.pids("starts")[1:] == family.pids("works")[-1:] != [], "another works")
+    assert not [*family.told(ProcessDied), *family.told(ProcessRefused)]
+    assert len(family.told(ProcessRescued)) == end.count("work()")
+    assert family.running.result() == 0

@@ -54,8 +54,6 @@ class Child:
         self._heard = b""
         self._workers: list[UUID] = []
         self._away = False
-        self.renewed = False
-        """Whether it was told to stop so that another takes its place."""
         asyncio.get_running_loop().add_reader(line, self._hear)
 
     @classmethod

@@ -79,8 +79,6 @@ class Parent:
 
     def renew(self) -> None:
         """Have other processes take the place of all these: what runs has a second, then it runs there again."""
-        for child in self._children:
-            child.renewed = True
         self._order(Order.STOP)
         asyncio.get_running_loop().call_later(_TO_RENEW.total_seconds(), self._hurry, set(self._children))
         self._tell()
@@ -91,15 +89,18 @@ class Parent:
         if number > 1:
             await self._first_is_settled.wait()  # what is wrong with the settings is said once
         while not self._stopping.is_set():
+            news = self._news  # told from here on, it is about this process
             try:
                 child = await Child.start(self._command, number, of, self._has_begun)
             except (OSError, RuntimeError) as error:
                 emit(StepFailed(step="start a worker process", error=f"{type(error).__name__}: {error}"))
                 await sleep_unless(self._news, backoff.after(0))
                 continue
-            ended = await self._until_ended(child)
+            ended = await self._until_ended(child, news)
             self._first_is_settled.set()
-            if child.renewed and ended.code == 0 and not self._stopping.is_set():
+            if news.is_set() and not self._stopping.is_set():  # renewed, so it is no matter how it ended
+                if ended.code:
+                    self._rescue(child.pid, ended)
                 continue
             if ended.refused and self._renewable and not self._stopping.is_set():
                 emit(ProcessRefused(process=number))
@@ -110,20 +111,23 @@ class Parent:
             wait = backoff.after(ended.lived)
             restart_in = None if self._stopping.is_set() else wait.total_seconds()
             emit(ProcessDied(process=number, pid=child.pid, how=ended.how, restart_in=restart_in))
-            if ended.workers:
-                rescue = asyncio.create_task(give_back(self._settings, child.pid, ended.workers, ended.how))
-                self._rescues.add(rescue)
-                rescue.add_done_callback(self._rescues.discard)
+            self._rescue(child.pid, ended)
             await sleep_unless(self._news, wait)
 
-    async def _until_ended(self, child: Child) -> Ended:
+    async def _until_ended(self, child: Child, news: asyncio.Event) -> Ended:
         self._children.add(child)
-        if self._stopping.is_set():
+        if news.is_set():  # a stop, or another change of the code
             child.order(Order.STOP)
         try:
             return await child.ended()
         finally:
             self._children.discard(child)
+
+    def _rescue(self, pid: int, ended: Ended) -> None:
+        if ended.workers:
+            rescue = asyncio.create_task(give_back(self._settings, pid, ended.workers, ended.how))
+            self._rescues.add(rescue)
+            rescue.add_done_callback(self._rescues.discard)
 
     def _has_begun(self) -> None:
         self._one_has_begun = True
