@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import Any, Final, TypeAlias, cast
@@ -88,6 +88,7 @@ class Worker(arq.worker.Worker):
         # Signals reach the main thread only, and a worker in another one does not own its process.
         self._owns_process = handle_signals and threading.current_thread() is threading.main_thread()
         self._hears_signals = False
+        self._until_closed = ExitStack()
         self._obey, self._beaten = obey, beaten
         definitions = [registry.get(name) for name in registry.names()]
         super().__init__(
@@ -125,11 +126,12 @@ class Worker(arq.worker.Worker):
         """Close what the start opened; Redis may be away."""
         if self.on_shutdown is None or self._pool is None:
             return
-        try:
-            await self.on_shutdown(self.ctx)
-        finally:
-            await self.pool.aclose()
-            self._pool = None
+        with self._until_closed:
+            try:
+                await self.on_shutdown(self.ctx)
+            finally:
+                await self.pool.aclose()
+                self._pool = None
 
     def stop(self) -> None:
         """Stop as on SIGTERM: no more claims, what runs may end within the grace, the rest is given back."""
@@ -162,32 +164,32 @@ class Worker(arq.worker.Worker):
             "reconcile": partial(reconcile, work, redis, availability),
             "prune": partial(prune, work),
         }
-        with self._signals(heartbeat, pump):
-            heartbeat.start()
-            await self._start_hooks(heartbeat)
-            emit(WorkerStarted(work.identity.id, worker.queues, worker.concurrency, work.registry.names()))
-            upkeep = [
-                asyncio.create_task(every(worker.sweep, name, step, upkeep_stop), name=f"exarq {name}")
-                for name, step in steps.items()
-            ]
-            hear = partial(listen, work, redis, availability)
-            listening = asyncio.create_task(every(worker.sweep, "listen", hear, upkeep_stop), name="exarq listen")
+        self._until_closed.enter_context(self._signals(heartbeat, pump))  # a second signal may come later than the stop
+        heartbeat.start()
+        await self._start_hooks(heartbeat)
+        emit(WorkerStarted(work.identity.id, worker.queues, worker.concurrency, work.registry.names()))
+        upkeep = [
+            asyncio.create_task(every(worker.sweep, name, step, upkeep_stop), name=f"exarq {name}")
+            for name, step in steps.items()
+        ]
+        hear = partial(listen, work, redis, availability)
+        listening = asyncio.create_task(every(worker.sweep, "listen", hear, upkeep_stop), name="exarq listen")
+        try:
+            await pump.until_stopped()
+        finally:
+            reason = "stop requested" if stop.is_set() else "nothing left to do"
+            heartbeat.announce_stop()
+            grace = heartbeat.grace_left
+            emit(WorkerStopping(work.identity.id, reason, pump.running, grace.total_seconds()))
             try:
-                await pump.until_stopped()
+                await pump.finish(grace)
             finally:
-                reason = "stop requested" if stop.is_set() else "nothing left to do"
-                heartbeat.announce_stop()
-                grace = heartbeat.grace_left
-                emit(WorkerStopping(work.identity.id, reason, pump.running, grace.total_seconds()))
-                try:
-                    await pump.finish(grace)
-                finally:
-                    upkeep_stop.set()
-                    given_back = await heartbeat.finish()
-                    await pump.abandon()
-                    listening.cancel()
-                    await _ended([*upkeep, listening])
-                    await availability.close()
+                upkeep_stop.set()
+                given_back = await heartbeat.finish()
+                await pump.abandon()
+                listening.cancel()
+                await _ended([*upkeep, listening])
+                await availability.close()
         counts = work.counts
         emit(
             WorkerStopped(
