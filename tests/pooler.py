@@ -43,25 +43,33 @@ def a_pooler(postgres: URL) -> Iterator[URL]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # it runs as nobody where we are root
-        listen = _free_port()
-        users, settings = folder / "users.txt", folder / "pgbouncer.ini"
-        users.write_text(f'"{postgres.username}" "{postgres.password or ""}"\n')
-        host, port = postgres.query.get("host", postgres.host), postgres.query.get("port", postgres.port) or 5432
-        settings.write_text(_SETTINGS.format(host=host, port=port, listen=listen, users=users))
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(
-                [program, str(settings)],
-                stdout=log,
-                stderr=log,
-                user="nobody" if os.geteuid() == 0 else None,
-                preexec_fn=_die_with_parent,
-            )
+        process, listen = _start(program, folder, postgres)
         try:
-            _answers(process, listen, folder / "log")
             yield postgres.set(host="127.0.0.1", port=listen, query={})
         finally:
             process.terminate()
             process.wait()
+
+
+def _start(program: str, folder: Path, postgres: URL) -> tuple[subprocess.Popen[bytes], int]:
+    """A pgbouncer that answers, and its port: another where somebody took ours before it did."""
+    users, settings, log = folder / "users.txt", folder / "pgbouncer.ini", folder / "log"
+    users.write_text(f'"{postgres.username}" "{postgres.password or ""}"\n')
+    host, port = postgres.query.get("host", postgres.host), postgres.query.get("port", postgres.port) or 5432
+    for _ in range(5):
+        listen = _free_port()
+        settings.write_text(_SETTINGS.format(host=host, port=port, listen=listen, users=users))
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [program, str(settings)],
+                stdout=out,
+                stderr=out,
+                user="nobody" if os.geteuid() == 0 else None,
+                preexec_fn=_die_with_parent,
+            )
+        if _answers(process, listen, log):
+            return process, listen
+    raise AssertionError(log.read_text())
 
 
 def _die_with_parent() -> None:
@@ -75,13 +83,21 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    for _ in range(500):
-        assert process.poll() is None, log.read_text()
+def _answers(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
+    """Wait until it is up; False when it has ended because somebody has its port."""
+    ends = time.monotonic() + 60
+    while process.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
-            time.sleep(0.02)
+            pass
         else:
-            return
-    raise AssertionError(log.read_text())
+            # Whoever has taken the port answers too.
+            if "listening on 127.0.0.1" in log.read_text():
+                return True
+        if time.monotonic() > ends:
+            process.kill()
+            process.wait()
+            raise AssertionError(log.read_text())
+        time.sleep(0.02)
+    return False

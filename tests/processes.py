@@ -20,7 +20,7 @@ from tests.warm import Forked, Place
 from worker.settings import Settings
 
 _ROOT = Path(__file__).parent.parent
-_TO_BEGIN = 45.0  # a loaded machine needs seconds for a process; the tests' own limits begin after it
+_TO_BEGIN = 120.0  # a loaded machine needs seconds for a process; the tests' own limits begin after it
 
 
 class WorkerProcess:
@@ -60,7 +60,7 @@ class WorkerProcess:
         if not self.is_over:
             self._process.send_signal(number)
 
-    async def ended(self, limit: float = 15.0) -> int:
+    async def ended(self, limit: float = 90.0) -> int:
         """Wait for its end and return the exit code."""
         await until(lambda: self.is_over, "the worker process ends", limit)
         code = self._process.poll()

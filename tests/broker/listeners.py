@@ -15,7 +15,7 @@ from worker.broker import messages
 from worker.broker.keys import workers_channel
 from worker.broker.messages import ToWorkers
 
-SECOND = timedelta(seconds=1)
+_TIMEOUT = timedelta(seconds=30)
 
 
 @asynccontextmanager
@@ -24,7 +24,7 @@ async def listening(redis: ArqRedis, installation: UUID) -> AsyncIterator[list[T
     told: list[ToWorkers] = []
 
     async def listen() -> None:
-        async with aclosing(messages.told_to_workers(redis, installation, timeout=SECOND)) as heard:
+        async with aclosing(messages.told_to_workers(redis, installation, timeout=_TIMEOUT)) as heard:
             async for message in heard:
                 told.append(message)  # noqa: PERF401 — the test looks on meanwhile
 

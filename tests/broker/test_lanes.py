@@ -96,10 +96,10 @@ async def test_a_hint_in_its_lane_is_not_astray_and_one_lost_from_it_is(broker: 
 
 
 async def test_the_wait_is_that_of_the_lane_that_is_due_first(broker: ArqRedis) -> None:
-    await scripts.publish(broker, [a_hint(DEFAULT_PRIORITY, 30), a_hint(9, 5)], lease=LEASE)
+    await scripts.publish(broker, [a_hint(DEFAULT_PRIORITY, 3_000), a_hint(9, 500)], lease=LEASE)
 
     taken = await scripts.claim(broker, "default", limit=1, lease=LEASE)
 
     assert taken.hints == {}
     assert taken.next_due is not None
-    assert timedelta(seconds=4) < taken.next_due <= timedelta(seconds=5)
+    assert timedelta(seconds=400) < taken.next_due <= timedelta(seconds=500)

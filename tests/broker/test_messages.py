@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from arq.connections import ArqRedis
 
-from tests.broker.listeners import SECOND, listeners, listening
+from tests.broker.listeners import listeners, listening
 from tests.proxy import redis_proxy
 from tests.support import until
 from worker.broker import messages
@@ -121,8 +121,9 @@ async def test_a_redis_that_goes_away_ends_the_listening(
     monkeypatch.setattr(messages, "_QUIET", timedelta(milliseconds=20))
     here = uuid4()
     async with redis_proxy(redis_url) as (proxy, url):
-        client = connect(url, timeout=SECOND)
-        told = messages.told_to_workers(client, here, timeout=SECOND)
+        timeout = timedelta(seconds=3 if how == "is silent" else 30)
+        client = connect(url, timeout=timeout)
+        told = messages.told_to_workers(client, here, timeout=timeout)
         waiting = asyncio.ensure_future(anext(told))
         await until(lambda: listeners(redis, here), "somebody listens")
 

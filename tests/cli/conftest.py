@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -110,7 +109,10 @@ class Command:
                 process.kill()
 
     def write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text)
+        """Put the file there whole: who watches the folder sees one change."""
+        draft = self.folder / f"{name}.new"
+        draft.write_text(text)
+        draft.replace(self.folder / name)
 
     def _line(self, args: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-m", "worker", *args]
@@ -136,12 +138,3 @@ def exarq(tmp_path: Path, database_url: str, redis_url: str) -> Command:
     )
     command.write("shop.py", JOBS)
     return command
-
-
-@pytest.fixture
-def closed_port() -> Iterator[int]:
-    """A port of this machine at which nobody listens, and nobody will while the test lasts."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        yield port

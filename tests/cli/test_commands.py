@@ -231,7 +231,7 @@ async def test_a_worker_that_is_told_to_stop_ends_with_0(exarq: Command, engine:
 
     with exarq.started("run") as process:
         await until(lambda: process.poll() is not None or beats(), "a worker that beats", limit=90)
-        await until(lambda: exarq.cold("check").code == 0, "its heartbeat file")
+        await until(lambda: exarq.cold("check").code == 0, "its heartbeat file", limit=90)
         process.send_signal(signal.Signals[signal_name])
         out, err = process.communicate(timeout=60)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
+from redis import Redis
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,6 +19,7 @@ from tests.servers import TestServers
 from tests.support import a_job
 from worker.cli.doctor.of_postgres import _transactions, clock
 from worker.cli.doctor.of_redis import _memory, _version
+from worker.embedded import servers as embedded
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -104,15 +105,11 @@ def test_a_redis_that_may_throw_hints_away_is_warned_of(info: dict[str, Any], le
     assert [one.level for one in _memory(info)] == [level]
 
 
-async def test_an_eviction_policy_is_read_from_the_server(exarq: Command, redis: ArqRedis) -> None:
-    before = {**await redis.config_get("maxmemory"), **await redis.config_get("maxmemory-policy")}
-    await redis.config_set("maxmemory", "1gb")
-    await redis.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        found = findings(exarq("doctor", "--json"))
-    finally:
-        for name, value in before.items():
-            await redis.config_set(name, value)
+def test_an_eviction_policy_is_read_from_the_server(exarq: Command) -> None:
+    with embedded.start(postgres=False) as own, Redis.from_url(own.urls.redis_url) as redis:
+        redis.config_set("maxmemory", "1gb")
+        redis.config_set("maxmemory-policy", "allkeys-lru")
+        found = findings(exarq("doctor", "--json", EXARQ_REDIS_URL=own.urls.redis_url))
 
     assert found["eviction"][0] == "warning"
     assert "set noeviction" in found["eviction"][1]

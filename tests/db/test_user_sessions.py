@@ -268,10 +268,9 @@ async def test_its_connections_say_which_worker_they_are_of_and_a_dead_one_is_re
         assert name == work.identity.application_name
         assert await said(work, engine, "application_name") == [pid, name]  # also after the reset
 
-        driver: Any = (await _driver(work)) if make is by_a_creator else None
+        driver = await _driver(work)
         await end_backend(engine, pid)
-        if driver is not None:
-            await until(driver.is_closed, "our end has seen it")
+        await until(driver.is_closed, "our end has seen it")
         other, name = await said(work, engine, "application_name")
 
         assert other != pid

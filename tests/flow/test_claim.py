@@ -188,6 +188,7 @@ async def test_a_job_that_comes_due_between_the_claim_and_the_look_is_claimed_at
         await finished(engine, job)
 
 
+@pytest.mark.hasty
 async def test_hints_of_locked_rows_stay_hidden_and_return_by_themselves(
     engine: AsyncEngine, redis: ArqRedis, settings: Settings
 ) -> None:

@@ -218,12 +218,16 @@ async def sleeping(engine: AsyncEngine) -> int:
         return int((await connection.execute(_SLEEPING)).scalar_one())
 
 
+async def nobody_sleeps(engine: AsyncEngine) -> bool:
+    return await sleeping(engine) == 0
+
+
 async def test_a_timeout_ends_the_statement_that_a_def_job_waits_for(engine: AsyncEngine, settings: Settings) -> None:
     async with a_work_with(settings, sleeps, timeout=0.2) as work:
         job_id, _ = await run_new(work, engine)
 
         assert "ran longer than its timeout of 0.2 s" in (await row(engine, job_id)).error
-        assert await sleeping(engine) == 0
+        await until(lambda: nobody_sleeps(engine), "the statement has ended")
     assert await shelves(engine) == [("old", "Faust")]
 
 
@@ -239,7 +243,7 @@ async def test_a_cancellation_ends_the_statement_that_a_def_job_waits_for(
         await task
 
         assert await state(engine, run.claimed.held.job_id) == "cancelled"
-        assert await sleeping(engine) == 0
+        await until(lambda: nobody_sleeps(engine), "the statement has ended")
     assert await shelves(engine) == [("old", "Faust")]
 
 

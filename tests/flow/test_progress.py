@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
@@ -99,7 +100,9 @@ async def test_a_legacy_job_and_a_thread_say_it_too(engine: AsyncEngine, setting
         context = current_job()
         assert context is not None
         context.progress(1, 2, "legacy")
-        session.connection().exec_driver_sql("SELECT pg_sleep(0.3)")
+        stored = text("SELECT pg_sleep(0.02), progress FROM exarq.job WHERE id = :job")
+        while session.execute(stored, {"job": context.job_id}).one().progress is None:
+            pass
 
     for fn, word in ((threaded, "thread"), (legacy, "legacy")):
         async with a_work_with(settings, fn) as work:
@@ -119,7 +122,7 @@ async def test_who_lost_the_job_changes_nothing_and_a_locked_row_keeps_nobody(en
             transitions.Held(lost, UUID(int=7)): '{"done": 2}',
             transitions.Held(locked, rows[locked].token): '{"done": 3}',
         }
-        await asyncio.wait_for(transitions.note_progress(connection, words), 20)
+        await asyncio.wait_for(transitions.note_progress(connection, words), 60)
         await connection.commit()
 
     assert [await said(engine, job) for job in (mine, lost, locked)] == [{"done": 1}, None, None]

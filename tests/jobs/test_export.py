@@ -96,6 +96,7 @@ async def test_an_export_that_fails_leaves_the_file_as_it_was(
     assert in_folder(tmp_path) == [out]
 
 
+@pytest.mark.timeout(900)  # a loaded machine needs minutes for so many
 async def test_a_million_rows_take_little_memory_where_a_fifth_of_them_at_once_takes_much(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -91,10 +91,12 @@ async def blocking(ctx: JobContext, word: str, seconds: float) -> None:
 
 
 @job(name="tests.steps", commits="own")
-async def steps(session: AsyncSession, count: int) -> int:
-    """Write an effect with each commit, from where an earlier attempt was cut off; returns where that was."""
+async def steps(session: AsyncSession, count: int, stuck_at: int | None = None) -> int:
+    """Write an effect with each commit, from where the first attempt was stuck; returns where that was."""
     begun = int((await session.execute(text("SELECT count(*) FROM effect"))).scalar_one())
     for step in range(begun, count):
+        if begun == 0 and step == stuck_at:
+            await asyncio.sleep(600)
         await _write(session, f"step {step:03}")
         await session.commit()
         await asyncio.sleep(0.02)

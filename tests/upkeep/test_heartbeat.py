@@ -39,7 +39,7 @@ from worker.upkeep.heartbeat import Compared, Heartbeat, beat
 
 Sessions = async_sessionmaker[AsyncSession]
 
-pytestmark = pytest.mark.timeout(300)  # processes start slowly on a loaded machine
+pytestmark = [pytest.mark.timeout(300), pytest.mark.hasty]  # processes start slowly on a loaded machine
 
 
 @pytest.fixture(autouse=True)

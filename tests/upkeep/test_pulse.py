@@ -53,16 +53,16 @@ async def run_blocking(work: Work, engine: AsyncEngine) -> tuple[AttemptEnded, l
 
 
 async def async_job(session: AsyncSession) -> None:
-    time.sleep(1.2)  # noqa: ASYNC251 — what this test is about
+    time.sleep(3)  # noqa: ASYNC251 — what this test is about
 
 
 def sync_job(session: Session) -> None:
-    time.sleep(1.2)
+    time.sleep(3)
 
 
 async def uses_its_session(session: AsyncSession) -> None:
     await session.connection()
-    time.sleep(1.2)  # noqa: ASYNC251 — what this test is about
+    time.sleep(3)  # noqa: ASYNC251 — what this test is about
 
 
 @pytest.mark.parametrize("fn", [async_job, sync_job, uses_its_session])
@@ -80,20 +80,22 @@ async def test_a_job_is_charged_for_the_loop_it_held(
 
 
 async def test_a_job_that_waits_is_charged_nothing(engine: AsyncEngine, settings: Settings) -> None:
-    gate = asyncio.Event()
+    waits, gate = asyncio.Event(), asyncio.Event()
 
     async def fn(session: AsyncSession) -> None:
+        waits.set()
         await gate.wait()
 
     async with a_work_with(settings, fn) as work:
         (run,) = await claimed(work, await a_job(engine, name="tests.job"))
+        task = start(work, run)
+        await waits.wait()
         with looked_at(work) as pulse:
-            task = start(work, run)
             for _ in range(5):
                 before = pulse._looked
                 await until(lambda: pulse._looked > before, "it was looked at")  # noqa: B023 — asked at once
-            gate.set()
-            await task
-            await work.flusher.drain()
+        gate.set()
+        await task
+        await work.flusher.drain()
 
     assert run.remarks is remarks.NOTHING

@@ -27,7 +27,7 @@ from worker.upkeep.rescue import Rescuer
 
 Sessions = async_sessionmaker[AsyncSession]
 
-pytestmark = pytest.mark.timeout(300)  # processes start slowly on a loaded machine
+pytestmark = [pytest.mark.timeout(300), pytest.mark.hasty]  # processes start slowly on a loaded machine
 
 
 @pytest.fixture(autouse=True)

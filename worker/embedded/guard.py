@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 STARTER = os.getppid()
-START_LIMIT = 30.0
+START_LIMIT = 120.0
 STOP_LIMIT = 10.0
 
 
