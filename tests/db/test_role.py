@@ -99,6 +99,7 @@ async def test_a_workers_role_suffices_for_all_it_does(
     assert {type(event) for event in told} >= {Pruned, Reconciled}
 
 
+@pytest.mark.hasty
 async def test_a_workers_role_ends_the_connection_of_a_zombie_and_takes_its_jobs(
     engine: AsyncEngine, as_worker: Settings
 ) -> None:

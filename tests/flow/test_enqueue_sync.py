@@ -57,7 +57,7 @@ def commit(word):
     engine = create_engine(sys.argv[1])
     with Session(engine) as session, session.begin():
         made = enqueue(session, "{NAME}", {{"word": word}})
-        os.write(1, f"{{made.id}}\n".encode())  # in one piece: the child writes at the same time
+        os.write(1, f"{{made.id}}\\n".encode())  # in one piece: the child writes at the same time
     engine.dispose()
 
 commit("parent")

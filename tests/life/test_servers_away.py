@@ -21,7 +21,7 @@ from worker.settings import Settings
 
 Sessions = async_sessionmaker[AsyncSession]
 
-pytestmark = pytest.mark.timeout(300)  # processes start slowly on a loaded machine
+pytestmark = [pytest.mark.timeout(300), pytest.mark.hasty]  # processes start slowly on a loaded machine
 
 
 @pytest.fixture(autouse=True)

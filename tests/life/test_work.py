@@ -52,6 +52,7 @@ async def test_two_workers_share_the_jobs_and_each_runs_once(
     assert {attempt for (attempt,) in await jobs.rows(engine, "attempt")} == {1}
 
 
+@pytest.mark.hasty
 async def test_each_of_500_jobs_has_one_effect_whatever_is_killed(
     engine: AsyncEngine, sessions: Sessions, settings: Settings, redis: ArqRedis
 ) -> None:
