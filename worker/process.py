@@ -241,6 +241,7 @@ class Worker(arq.worker.Worker):
             yield
             return
         loop = asyncio.get_running_loop()
+        signalled = False
 
         def stop(hurry: bool) -> None:
             heartbeat.announce_stop(hurry=hurry)
@@ -250,7 +251,9 @@ class Worker(arq.worker.Worker):
                     loop.call_soon_threadsafe(pump.hurry)
 
         def received(_number: int, _frame: FrameType | None) -> None:
-            stop(self._stop_requested.is_set())
+            nonlocal signalled  # a parent's order is none: its manager may signal this process, too
+            hurry, signalled = signalled, True
+            stop(hurry)
 
         if self._obey:
             self._obey(stop)
