@@ -310,11 +310,11 @@ def run_worker(
         loop.close()
 
 
-def leave_threads_behind() -> None:
+def leave_threads_behind(code: int = 0) -> None:
     """End the process now if jobs have left threads that still work: the interpreter would wait for each of them."""
     left = [thread.name for thread in threading.enumerate() if not thread.daemon and thread.name != "MainThread"]
     if left:
         emit(ThreadsLeft(threads=tuple(left)))
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(code)

@@ -12,8 +12,8 @@ import structlog.contextvars
 
 from worker.cli.database import database
 from worker.cli.modules import load_jobs
-from worker.cli.output import note
-from worker.core.errors import ArgumentsInvalid, DatabaseUnreachable
+from worker.cli.output import complain, note
+from worker.core.errors import ArgumentsInvalid, DatabaseUnreachable, ExarqError
 from worker.db.migrate import upgrade
 from worker.embedded import attach, servers
 from worker.embedded.kept import Kept
@@ -39,14 +39,14 @@ def run_until_stopped(
     settings = load_settings(worker={name: value for name, value in chosen.items() if value is not None})
     configure(settings.log.level, settings.log.format)
     if supervised is not None:
-        _run_below_a_parent(settings, supervised, burst=burst)
+        with _threads_left_behind():
+            _run_below_a_parent(settings, supervised, burst=burst)
     elif settings.worker.processes > 1:
         _run_processes(settings, burst=burst)
     else:
         load_jobs(settings)  # before servers are started for nothing
-        with embedded_servers(settings), heartbeat_file(settings) as beaten:
+        with _threads_left_behind(), embedded_servers(settings), heartbeat_file(settings) as beaten:
             run_worker(settings, burst=burst, beaten=beaten)
-        leave_threads_behind()
 
 
 def _run_processes(settings: Settings, *, burst: bool) -> None:
@@ -71,6 +71,17 @@ def _run_below_a_parent(settings: Settings, supervised: str, *, burst: bool) -> 
     except DatabaseUnreachable:
         lifeline.say(AWAY)
         raise
+
+
+@contextmanager
+def _threads_left_behind() -> Iterator[None]:
+    """The process ends with the block, also with an error of ours, whatever threads jobs and hooks have left."""
+    try:
+        yield
+    except ExarqError as error:
+        complain(str(error))
+        leave_threads_behind(code=2)
+        sys.exit(2)
     leave_threads_behind()
 
 
