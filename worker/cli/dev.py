@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from worker.addresses import database_url, redis_url
-from worker.cli.output import note, print_facts
+from worker.cli.output import complain, note, print_facts
 from worker.cli.run import embedded, started_servers
 from worker.core.errors import EmbeddedServerError, SettingsError
 from worker.embedded import attach
@@ -53,12 +53,22 @@ def _servers(settings: Settings, kept: Kept) -> Iterator[None]:
 
 async def _work(settings: Settings, project: Path) -> int:
     parent = Parent(settings, command(["run"]), renewable=True)
-    watching = asyncio.create_task(_watch(project, parent))
+    watching = asyncio.create_task(_watch_or_tell(project, parent))
     try:
         return await parent.run()
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _watch_or_tell(project: Path, parent: Parent) -> None:
+    try:
+        await _watch(project, parent)
+    except Exception as error:  # such as the system's limit of watched files
+        complain(
+            f"changes of the code are not seen any more: {error};"
+            " raise the limit it names and start `exarq dev` again, or set WATCHFILES_FORCE_POLLING=1 for it"
+        )
 
 
 async def _watch(project: Path, parent: Parent) -> None:
