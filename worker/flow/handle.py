@@ -46,6 +46,11 @@ class Origin:
         """The origin of what is enqueued on this connection now."""
         return cls(connection.engine, destination, connection.get_transaction())
 
+    @property
+    def was_rolled_back(self) -> bool:
+        """Whether its transaction is known to have been."""
+        return self.transaction is not None and was_rolled_back(self.transaction)
+
 
 @dataclass(frozen=True, slots=True)
 class Handle(Generic[R_co]):
@@ -76,13 +81,16 @@ class Handle(Generic[R_co]):
             JobCancelled: the job was cancelled.
             ResultTimeout: it has not ended in time, there is no such job, or PostgreSQL does not answer; also a
                 `TimeoutError`.
-            NotCommitted: the transaction that enqueued it goes on, or was rolled back; of a savepoint that was, of a
-                COMMIT that failed, and of a handle made from an id that is not known here: it waits.
+            NotCommitted: the transaction that enqueued it goes on; or it was rolled back, and no timeout is given: not
+                known of a savepoint, of a COMMIT that failed, or where only the id was, so there it waits.
             ResultInvalid: what is stored does not fit the function's return annotation, as after a change of its code.
 
         """
         limit = _seconds(timeout)
         origin = self._checked_origin()
+        # It would wait for ever; a job that has the key, or that was replaced, is not of this transaction.
+        if limit is None and self.happened == "created" and origin.was_rolled_back:
+            raise NotCommitted(self.id, self.name, rolled_back=True)
         engine = AsyncEngine(origin.engine)
         stand = await self._until_ended(engine, origin, limit)
         return cast("R_co", _result_of(stand, self._signature))
@@ -124,9 +132,6 @@ class Handle(Generic[R_co]):
             )
         if origin.transaction is not None and origin.transaction.is_active:
             raise NotCommitted(self.id, self.name)
-        # A job that has the key, or that was replaced, is not of this transaction.
-        if origin.transaction is not None and self.happened == "created" and was_rolled_back(origin.transaction):
-            raise NotCommitted(self.id, self.name, rolled_back=True)
         return origin
 
 
