@@ -115,7 +115,7 @@ async def test_a_success_runs_again_when_that_is_said(exarq: Command, engine: As
 
 async def test_a_young_success_of_a_living_worker_is_not_deleted(exarq: Command, engine: AsyncEngine) -> None:
     worker = uuid7()
-    job = await a_job(engine, state="succeeded", finished_at=NOW, worker_id=worker)
+    job = await a_job(engine, state="succeeded", finished_at=datetime.now(UTC), worker_id=worker)
     async with engine.begin() as connection:
         columns = "(id, host, pid, version, queues, concurrency) VALUES (:id, 'h', 1, 'v', '{a}', 1)"
         await connection.execute(text(f"INSERT INTO exarq.worker {columns}"), {"id": worker})
