@@ -18,6 +18,7 @@ from tests.life import jobs_for_tests as jobs
 from tests.support import a_worker, state, until
 from worker.broker.hints import Hint, Owner, owner_of, parse_id
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key, wake_key, workers_channel
+from worker.core.priority import DEFAULT_PRIORITY
 from worker.process import Worker
 from worker.settings import Settings
 
@@ -34,7 +35,11 @@ ids = st.uuids().map(lambda found: str(found).encode())
 like_ids = ids | ids.map(bytes.upper) | st.uuids().map(lambda found: found.hex.encode()) | st.binary(max_size=40)
 payloads = st.one_of(
     st.binary(max_size=60),
-    st.builds(lambda name, at: Hint(HERE, name, "default", 0, at, HERE).payload.encode(), st.text(), st.integers()),
+    st.builds(
+        lambda name, at: Hint(HERE, name, "default", 0, at, HERE, DEFAULT_PRIORITY).payload.encode(),
+        st.text(),
+        st.integers(),
+    ),
     st.builds(lambda mark: b'{"x": ' + mark + b"}", st.sampled_from([b"null", b"[]", b"1e999", b'"x"', b"9" * 5_000])),
     st.sampled_from([b"[" * 100_000, b'{"x":' * 20_000, b"\xff" * 1_000, b"null", b"NaN", b"\x80\x04K\x01."]),
     st.builds(pickle.dumps, st.dictionaries(st.text(), st.integers())),

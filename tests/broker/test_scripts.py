@@ -15,6 +15,7 @@ from tests.support import heard, hints, payload_ids, until
 from worker.broker import scripts
 from worker.broker.hints import Hint
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key, wake_key
+from worker.core.priority import DEFAULT_PRIORITY
 from worker.db.ids import uuid7
 from worker.observe.events import QueueKeyTaken
 
@@ -23,7 +24,7 @@ HERE = uuid4()
 
 
 def a_hint(due_in: float = 0.0, queue: str = "default", job_id: UUID | None = None) -> Hint:
-    return Hint(job_id or uuid7(), "tests.noop", queue, due_in, 1_700_000_000_123, HERE)
+    return Hint(job_id or uuid7(), "tests.noop", queue, due_in, 1_700_000_000_123, HERE, DEFAULT_PRIORITY)
 
 
 def raw(hint: Hint) -> bytes:

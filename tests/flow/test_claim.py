@@ -20,6 +20,7 @@ from tests.support import a_job, a_work, heard, hints, payload_ids, row, state, 
 from worker.broker import scripts
 from worker.broker.hints import Hint
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key
+from worker.core.priority import DEFAULT_PRIORITY
 from worker.core.states import JobState
 from worker.db import reads, transitions
 from worker.db.ids import uuid7
@@ -52,7 +53,7 @@ async def claimer(settings: Settings) -> AsyncIterator[Claimer]:
 
 
 async def publish(redis: ArqRedis, work: Work, *ids: UUID, due_in: float = -1.0, queue: str = "default") -> None:
-    told = [Hint(id_, "tests.noop", queue, due_in, 1, work.installation) for id_ in ids]
+    told = [Hint(id_, "tests.noop", queue, due_in, 1, work.installation, DEFAULT_PRIORITY) for id_ in ids]
     await scripts.publish(redis, told, lease=work.settings.worker.lease)
 
 
@@ -249,7 +250,7 @@ async def test_what_others_put_there_is_left_alone_and_told_once(
     engine: AsyncEngine, redis: ArqRedis, settings: Settings
 ) -> None:
     async with a_claimer(settings) as (claimer, work):
-        another = Hint(uuid7(), "theirs", "default", -1.0, 1, uuid4())
+        another = Hint(uuid7(), "theirs", "default", -1.0, 1, uuid4(), DEFAULT_PRIORITY)
         await scripts.publish(redis, [another], lease=timedelta(seconds=2))
         plain = await redis.enqueue_job("plain", 7)
         assert plain is not None

@@ -17,6 +17,7 @@ from tests.support import heard, hints, row, until
 from worker.broker import scripts
 from worker.broker.connection import connect
 from worker.broker.hints import Hint
+from worker.core.priority import DEFAULT_PRIORITY
 from worker.db.ids import uuid7
 from worker.flow import publish as module
 from worker.flow.enqueue import enqueue
@@ -29,7 +30,7 @@ HERE = uuid7()
 
 
 def a_hint() -> Hint:
-    return Hint(uuid7(), "tests.noop", "default", 0.0, 1, HERE)
+    return Hint(uuid7(), "tests.noop", "default", 0.0, 1, HERE, DEFAULT_PRIORITY)
 
 
 @pytest.fixture

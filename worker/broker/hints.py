@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Any
 from uuid import UUID
-
-from worker.core.priority import DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class Hint:
     due_in: float
     enqueued_ms: int
     installation: UUID
-    priority: int = DEFAULT_PRIORITY
+    priority: int
 
     @property
     def payload(self) -> str:
@@ -35,6 +34,11 @@ class Hint:
             "x": str(self.installation),
         }
         return json.dumps(fields, separators=(",", ":"))
+
+
+def ms_of(moment: datetime) -> int:
+    """A moment as a hint has it: milliseconds since the epoch."""
+    return int(moment.timestamp() * 1000)
 
 
 class Owner(Enum):

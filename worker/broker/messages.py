@@ -18,18 +18,23 @@ from worker.broker.keys import ended_channel, workers_channel
 _QUIET: Final = timedelta(seconds=5)
 
 
-@dataclass(frozen=True, slots=True)
-class CancelAsked:
-    """Somebody asked to cancel a job that ran under this worker's id."""
-
-    job_id: UUID
-    worker_id: UUID
+class _ToAllWorkers:
+    __slots__ = ()
     installation: UUID
 
     @property
     def channel(self) -> str:
         """All workers of the installation listen to it."""
         return workers_channel(self.installation)
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked(_ToAllWorkers):
+    """Somebody asked to cancel a job that ran under this worker's id."""
+
+    job_id: UUID
+    worker_id: UUID
+    installation: UUID
 
     @property
     def message(self) -> str:
@@ -38,16 +43,11 @@ class CancelAsked:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(_ToAllWorkers):
     """A job that waited was cancelled by somebody who is no worker, and only workers know who waits for it."""
 
     job_id: UUID
     installation: UUID
-
-    @property
-    def channel(self) -> str:
-        """All workers of the installation listen to it."""
-        return workers_channel(self.installation)
 
     @property
     def message(self) -> str:
@@ -56,17 +56,12 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
-class EndAwaited:
+class EndAwaited(_ToAllWorkers):
     """Somebody waits for a job to end, for some seconds from now."""
 
     job_id: UUID
     waiter_id: UUID
     installation: UUID
-
-    @property
-    def channel(self) -> str:
-        """All workers of the installation listen to it."""
-        return workers_channel(self.installation)
 
     @property
     def message(self) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Final, assert_never
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.broker.hints import Hint, ms_of
 from worker.core.errors import DatabaseUnreachable
 from worker.core.outcome import (
     Cancelled,
@@ -168,13 +170,26 @@ def outcome_of_error(work: Work, run: Run, error: BaseException) -> Outcome:
     return outcome_of(error, policy, claimed.failures, random.random, transient=claimed.contended)
 
 
-def publish_moved(work: Work, moved: Sequence[Moved]) -> None:
-    """Publish those that wait again and are due soon, for reconcile does the others; tell who waits for the ended."""
-    work.publisher.publish(
-        work.hint(job.job_id, job.name, job.queue, job.wait.total_seconds(), job.enqueued_at, job.priority)
+def hints_of(moved: Iterable[Moved], installation: UUID) -> list[Hint]:
+    """The hints of those that wait again and are due soon."""
+    return [
+        Hint(
+            job.job_id,
+            job.name,
+            job.queue,
+            job.wait.total_seconds(),
+            ms_of(job.enqueued_at),
+            installation,
+            job.priority,
+        )
         for job in moved
         if job.state is JobState.QUEUED and job.wait <= HORIZON
-    )
+    ]
+
+
+def publish_moved(work: Work, moved: Sequence[Moved]) -> None:
+    """Publish those that wait again and are due soon, for reconcile does the others; tell who waits for the ended."""
+    work.publisher.publish(hints_of(moved, work.installation))
     for job in moved:
         if job.state in FINAL:
             work.awaited.ended(job.job_id)

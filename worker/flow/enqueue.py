@@ -14,6 +14,7 @@ from worker.broker.hints import Hint
 from worker.core.codec import encode_plain
 from worker.core.errors import AutocommitRefused
 from worker.core.options import Rules
+from worker.core.priority import DEFAULT_PRIORITY
 from worker.core.registry import default_registry
 from worker.db.failures import schema_needed
 from worker.db.ids import uuid7
@@ -122,7 +123,7 @@ def _insert_plain(connection: Connection, calls: Sequence[Call]) -> tuple[list[H
     rows = connection.execute(ENQUEUE, parameters).all()
     of_id = {handle.id: call for handle, call in zip(handles, calls, strict=True)}
     hints = [
-        Hint(id_, of_id[id_].name, of_id[id_].queue, due_in, int(enqueued_ms), installation)
+        Hint(id_, of_id[id_].name, of_id[id_].queue, due_in, int(enqueued_ms), installation, DEFAULT_PRIORITY)
         for id_, due_in, enqueued_ms, installation in rows
     ]
     return handles, hints

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from worker.broker.hints import Hint
 from worker.core.registry import Registry
 from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
@@ -60,7 +58,3 @@ class Work:
     reports: Reports
     counts: Counts
     context: Mapping[str, Any]
-
-    def hint(self, job_id: UUID, name: str, queue: str, due_in: float, enqueued_at: datetime, priority: int) -> Hint:
-        """The hint of a job of this installation; `due_in` is in seconds."""
-        return Hint(job_id, name, queue, due_in, int(enqueued_at.timestamp() * 1000), self.installation, priority)

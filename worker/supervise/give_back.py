@@ -10,12 +10,12 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.addresses import database_url
-from worker.broker.hints import Hint
 from worker.core.states import Ending, JobState
 from worker.db import reads
 from worker.db.engine import processor_engine
 from worker.db.send import once
 from worker.db.transitions import Moved
+from worker.flow.complete import hints_of
 from worker.flow.publish import Publisher
 from worker.observe.events import ProcessRescued, StepFailed, emit
 from worker.settings import Settings
@@ -71,22 +71,11 @@ async def _rescue(settings: Settings, engine: AsyncEngine, worker: UUID, beat: i
         await asyncio.sleep(_AGAIN)
         return []
     installation = await once(engine, reads.installation_id)
-    await _publish(settings, [job for job in moved if job.state is JobState.QUEUED], installation)
+    await _publish(settings, moved, installation)
     return moved
 
 
 async def _publish(settings: Settings, moved: Sequence[Moved], installation: UUID) -> None:
     publisher = Publisher.from_settings(settings)
-    publisher.publish(
-        Hint(
-            job.job_id,
-            job.name,
-            job.queue,
-            job.wait.total_seconds(),
-            int(job.enqueued_at.timestamp() * 1000),
-            installation,
-            job.priority,
-        )
-        for job in moved
-    )
+    publisher.publish(hints_of(moved, installation))
     await publisher.close()

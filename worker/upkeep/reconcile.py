@@ -13,6 +13,7 @@ from arq.connections import ArqRedis
 
 from worker.broker import scripts
 from worker.broker.connection import UNREACHABLE
+from worker.broker.hints import Hint, ms_of
 from worker.db import reads, turns
 from worker.db.turns import Position
 from worker.flow.after_commit import HORIZON
@@ -55,7 +56,10 @@ async def reconcile(work: Work, redis: ArqRedis, availability: Availability) -> 
 
 
 async def _publish_astray(work: Work, redis: ArqRedis, page: list[reads.Waiting]) -> int:
-    hints = [work.hint(job.id, job.name, job.queue, job.due_in, job.enqueued_at, job.priority) for job in page]
+    hints = [
+        Hint(job.id, job.name, job.queue, job.due_in, ms_of(job.enqueued_at), work.installation, job.priority)
+        for job in page
+    ]
     if not hints:
         return 0
     return await scripts.publish(redis, hints, lease=work.settings.worker.lease, only_astray=True)

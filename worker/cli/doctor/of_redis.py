@@ -18,6 +18,7 @@ from worker.broker.keys import PAYLOAD_PREFIX, wake_key
 from worker.broker.messages import Cancelled
 from worker.cli.doctor.finding import Finding, error, ok, warning
 from worker.cli.doctor.of_postgres import clock
+from worker.core.priority import DEFAULT_PRIORITY
 from worker.settings import Settings
 from worker.settings.values import masked
 
@@ -72,7 +73,7 @@ _REMEDIES: Final = {
 async def _publishes(redis: ArqRedis) -> list[Finding]:
     """Whether a hint and a message can be published, tried with a queue and an installation that nobody has."""
     queue, job, nobody = f"exarq:doctor:{uuid4()}", uuid4(), uuid4()
-    hint = Hint(job, "exarq.doctor", queue, due_in=0, enqueued_ms=0, installation=nobody)
+    hint = Hint(job, "exarq.doctor", queue, due_in=0, enqueued_ms=0, installation=nobody, priority=DEFAULT_PRIORITY)
     try:
         await scripts.publish(redis, [hint], lease=timedelta(seconds=1))
         await redis.delete(queue, wake_key(queue), f"{PAYLOAD_PREFIX}{job}")
