@@ -128,3 +128,10 @@ def test_importing_configures_nothing() -> None:
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=55)
 
     assert found.stdout == "[]\n"
+
+
+def test_a_handler_of_the_users_is_given_a_readable_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "exarq"):
+        logs.log(ended("succeeded"))
+
+    assert caplog.messages == [f"attempt ended name=a.b outcome=succeeded job={JOB} attempt=1 seconds=0.123456"]

@@ -115,6 +115,28 @@ class JobSession(AsyncSession):
             return await super().run_sync(fn, *args, **kwargs)
 
 
+class UnopenedSession(JobSession):
+    """The session of a job that may never use it: SQLAlchemy's own is made at its first use."""
+
+    def __init__(self, bind: AsyncEngine, **options: Any) -> None:
+        self._unopened: tuple[AsyncEngine, dict[str, Any]] | None = (bind, options)
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what only an opened session has."""
+        unopened = self.__dict__.get("_unopened")
+        if unopened is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        bind, options = unopened
+        self._unopened = None
+        super().__init__(bind, **options)
+        return getattr(self, name)
+
+
+def is_opened(session: AsyncSession) -> bool:
+    """Whether anything was done with this session."""
+    return not isinstance(session, UnopenedSession) or session._unopened is None
+
+
 def make_sessions(engine: AsyncEngine, info: dict[str, Any]) -> async_sessionmaker[AsyncSession]:
     """The one factory of a worker; `sessions(info=joining(attempt))` makes a session that joins an attempt.
 
@@ -126,7 +148,7 @@ def make_sessions(engine: AsyncEngine, info: dict[str, Any]) -> async_sessionmak
     guard(engine)
     return async_sessionmaker(
         engine,
-        class_=JobSession,
+        class_=UnopenedSession,
         sync_session_class=AttemptSession,
         expire_on_commit=False,
         join_transaction_mode="rollback_only",

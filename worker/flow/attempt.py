@@ -22,7 +22,7 @@ from worker.db.failures import is_aborted
 from worker.db.own_commits import OwnCommits
 from worker.db.owner import Owner
 from worker.db.read_only import ReadOnly
-from worker.db.session import AttemptSession, joining
+from worker.db.session import AttemptSession, is_opened, joining
 from worker.db.transaction import AttemptTransaction
 from worker.db.transitions import Held
 from worker.flow.after_commit import OUTBOX, Outbox
@@ -85,6 +85,11 @@ class Attempt:
         return self._session
 
     @property
+    def used(self) -> bool:
+        """Whether the job did anything with its session."""
+        return self._session is not None and is_opened(self._session)
+
+    @property
     def hints(self) -> list[Publishable]:
         """The hints of what the job enqueued, to be published once its success is committed."""
         return self._outbox.hints
@@ -101,7 +106,7 @@ class Attempt:
 
         """
         self.transaction.require_orderly()
-        if self._session is None:
+        if not self.used:
             return False
         return await self._in_greenlet(self._commit_success, held, result, remarks)
 
@@ -128,7 +133,7 @@ class Attempt:
         for connection in self.transaction.left_open():  # others wait for its place in the pool
             with contextlib.suppress(Exception):
                 await self.in_greenlet(connection.invalidate)
-        if self._session is None:
+        if not self.used:
             self.transaction.close()  # a task that outlives its job must not open it now
             return
         # A connection that cannot be rolled back says nothing about the job, whose error or success stands.

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import UUID
 
 
@@ -17,6 +17,17 @@ class Event:
 
     level: ClassVar[int] = logging.INFO
     text: ClassVar[str] = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What it says, by name."""
+        names: tuple[str, ...] = self.__match_args__  # each field, as for every dataclass
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        """What a handler of the user's writes: the text, and each field that says something."""
+        said = (f"{name}={value}" for name, value in self.fields.items() if value is not None)
+        return " ".join([self.text, *said])
 
 
 Listener = Callable[[Event], None]

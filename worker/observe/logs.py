@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import logging
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import structlog
@@ -16,32 +17,26 @@ from worker.observe.events import AttemptEnded, Event, is_listening, listen
 _LONGEST = 4_000
 _QUIET_BELOW_WARNING = ("arq", "sqlalchemy", "asyncio", "alembic")
 
+_logger = logging.getLogger("exarq")
+_json = json.JSONEncoder(default=str).encode
+
 
 def configure(level: str, style: Literal["auto", "text", "json"]) -> None:
     """Log from here on: `level` and louder, as text or JSON; `auto` is text on a terminal."""
     as_text = style == "text" or (style == "auto" and sys.stderr.isatty())
+    text = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"), sort_keys=False)
+    renderers: list[Any] = [_without_nothing, text] if as_text else [_as_json]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if as_text else "iso", utc=not as_text),
     ]
-    text = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"), sort_keys=False)
-    renderers: list[Any] = [_without_nothing, text] if as_text else [structlog.processors.JSONRenderer(default=str)]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                *renderers,
-            ],
-        )
-    )
+    handler.setFormatter(_Lines(shared, renderers, stamp=_stamp_of_text if as_text else _stamp_of_json))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in _QUIET_BELOW_WARNING:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
-    structlog.configure(
+    structlog.configure(  # for jobs that log with it
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -51,6 +46,43 @@ def configure(level: str, style: Literal["auto", "text", "json"]) -> None:
         listen(log)
 
 
+class _Lines(structlog.stdlib.ProcessorFormatter):
+    """Our events and everybody's records in one form; an event, of which each job has one, goes the short way."""
+
+    def __init__(self, shared: Sequence[Any], renderers: list[Any], stamp: Callable[[float], str]) -> None:
+        prepare: list[Any] = [
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+        ]
+        super().__init__(foreign_pre_chain=shared, processors=[*prepare, *renderers])
+        self._renderers = renderers
+        self._stamp = stamp
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        event: object = record.msg
+        if not isinstance(event, Event):
+            return super().format(record)
+        said: Any = {name: _plain(value) for name, value in event.fields.items()}
+        said |= structlog.contextvars.get_contextvars()
+        said |= {"event": event.text, "level": record.levelname.lower(), "timestamp": self._stamp(record.created)}
+        for render in self._renderers:
+            said = render(None, record.levelname.lower(), said)
+        return str(said)
+
+
+def _stamp_of_text(moment: float) -> str:
+    return f"{datetime.fromtimestamp(moment):%H:%M:%S}"
+
+
+def _stamp_of_json(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _as_json(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> str:
+    return _json(fields)
+
+
 def _without_nothing(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """For people: a field that says nothing is not shown; programs find every field on every line."""
     return {name: value for name, value in fields.items() if value is not None}
@@ -58,11 +90,9 @@ def _without_nothing(_logger: Any, _name: str, fields: MutableMapping[str, Any])
 
 def log(event: Event) -> None:
     """One line for an event, made only when its level is on."""
-    logger = logging.getLogger("exarq")
     level = _level(event)
-    if logger.isEnabledFor(level):
-        fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-        structlog.get_logger("exarq").log(level, event.text, **{k: _plain(v) for k, v in fields.items()})
+    if _logger.isEnabledFor(level):
+        _logger.handle(logging.LogRecord(_logger.name, level, "", 0, event, None, None))
 
 
 def _level(event: Event) -> int:
