@@ -314,7 +314,7 @@ def run_worker(
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed, by the extra `uvloop`: it spends less on each round trip."""
+    """That of uvloop where it is installed, for it spends less on each round trip."""
     try:
         import uvloop
     except ImportError:
