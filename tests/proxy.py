@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,12 +18,13 @@ from tests.link import Counters, Cut, Link, Matches, Rules, Trap, no_lag
 Target: TypeAlias = str | tuple[str, int]
 """Where a server listens: the path of its unix socket, or host and port."""
 
-_COMMIT = b"Q\x00\x00\x00\x0cCOMMIT;\x00"  # a simple query, as asyncpg's Transaction.commit() sends it
+# A simple query, as asyncpg's Transaction.commit() sends it, with what our connections send along.
+_COMMIT = re.compile(rb"Q.{4}(?:SELECT exarq\.succeed\('[^']*', '[^']*', E'(?:[^'\\]|''|\\.)*'\);)?COMMIT;", re.DOTALL)
 
 
 def is_commit(asked: bytes) -> bool:
     """Whether these bytes ask PostgreSQL for a COMMIT, as SQLAlchemy on asyncpg does."""
-    return _COMMIT in asked
+    return _COMMIT.search(asked) is not None
 
 
 class Proxy:

@@ -13,6 +13,8 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from worker.db.driver import Driver
+
 # Half-open TCP is noticed within about ten seconds, by either end.
 _KEEPALIVE = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"}
 _UNANSWERED_MS = 10_000
@@ -144,6 +146,7 @@ def introduce(
     def say(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
         settings = {**parameters.get("server_settings", {}), "application_name": application_name()}
         parameters.update(through(pooler), server_settings=settings)
+        parameters.setdefault("connection_class", Driver)
 
     def remember(_connection: Any, record: Any) -> None:
         record.info[_NAMED] = application_name()

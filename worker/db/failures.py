@@ -18,6 +18,7 @@ _AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"
 _OVERLOADED = frozenset({"57014", "53000", "53100", "53200", "25006"})
 _CONTENTION = frozenset({"40001", "40P01", "55P03"})
 _ABORTED = "25P02"
+_LEASE_LOST = "EXQ01"
 _NO_SUCH_TABLE = "42P01"
 
 
@@ -59,6 +60,20 @@ def is_contention(error: BaseException) -> bool:
 def is_aborted(error: BaseException) -> bool:
     """Whether the server refused a statement only because an earlier one in its transaction had failed."""
     return sqlstate_of(error) == _ABORTED
+
+
+def is_lease_lost(error: BaseException) -> bool:
+    """Whether the function that completes a job found it held by somebody else."""
+    return sqlstate_of(error) == _LEASE_LOST
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether this is the server's own answer to a COMMIT, as after a deferred constraint: nothing was written.
+
+    One that was interrupted, or for which there was no room, may have been so behind its COMMIT.
+    """
+    code = sqlstate_of(error)
+    return code is not None and not is_away(error) and code not in _OVERLOADED
 
 
 def is_transient(error: BaseException) -> bool:

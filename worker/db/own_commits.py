@@ -44,16 +44,6 @@ class OwnCommits(AttemptTransaction):
         session.connection()
         return self.ready_to_complete()
 
-    def commit(self) -> None:
-        """The COMMIT of the completion, whose UPDATE was the fence.
-
-        Raises: `TransactionEscaped` when it ended no transaction.
-        """
-        assert self._last is not None
-        self.commit_sent = True
-        self._last.commit()
-        self.require_ended()
-
     def before_commit(self, connection: Connection) -> None:
         """A COMMIT of the job's own takes place only while the attempt holds the job."""
         if self.commit_sent:
@@ -64,6 +54,10 @@ class OwnCommits(AttemptTransaction):
             if not connection.invalidated:
                 dbapi_of(connection).rollback()
             raise
+
+    def _commit(self) -> None:
+        assert self._last is not None
+        self._last.commit()
 
     def _begin(self, connection: Connection) -> None:
         pass

@@ -8,7 +8,8 @@ SQLAlchemy's greenlet: inside the job's own statements, or under `AsyncSession.r
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeGuard
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, Transaction, event
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,8 +17,9 @@ from sqlalchemy.orm import Session
 
 from worker.core.errors import DatabaseUnreachable, SessionLeftOpen, TransactionAborted, TransactionEscaped
 from worker.db.beside import Beside, watch
+from worker.db.driver import Driver
 from worker.db.engine import RESET, RESET_KEY
-from worker.db.failures import is_away
+from worker.db.failures import is_aborted, is_away, is_lease_lost
 from worker.db.lazy import LazyLoads
 from worker.db.owner import Owner
 
@@ -81,6 +83,7 @@ class AttemptTransaction:
         self._root: Transaction | None = None
         self._escaped = False  # the job tried to end the transaction behind its session's back
         self._closed = False
+        self._is_reset = False
         self._for_this_job_only = False  # no statement makes the connection as it was
         self._kept = False  # the job has called commit: from here on its rollback goes back to a savepoint
         self.commit_sent = False  # from here on only the row knows whether it took place
@@ -144,20 +147,39 @@ class AttemptTransaction:
         Raises: `TransactionEscaped` when the job ended it behind the session's back. Asks asyncpg, not the server.
         """
         connection = self._begun()
-        began = dbapi_of(connection)._transaction is not None
-        if began and not _driver(connection).is_in_transaction():
+        if _has_begun(connection) and not _driver(connection).is_in_transaction():
             raise TransactionEscaped(_ESCAPED)
         return connection
 
-    def commit(self) -> None:
+    @property
+    def takes_along(self) -> bool:
+        """Whether the completion may go in one message with the COMMIT: not where no statement has sent the BEGIN."""
+        connection = self._connection
+        return connection is not None and _has_begun(connection) and _is_ours(_driver(connection))
+
+    def commit(self, completion: str = "") -> None:
         """The one COMMIT of the attempt.
 
-        Raises: `TransactionEscaped` when it ended no transaction.
+        Args:
+            completion: what goes before it in the same message, for a connection that takes it along.
+
+        Raises: `TransactionEscaped` when it ended no transaction; what a refused completion raises, then nothing was
+            committed and `commit_sent` is False.
+
         """
-        assert self._root is not None
         self.commit_sent = True
-        self._root.commit()
+        try:
+            took_along = self._end(self._connection, self._commit, before=completion)
+        except Exception as error:
+            if is_lease_lost(error) or is_aborted(error):  # before the COMMIT, which was not reached
+                self.commit_sent = False
+                assert self._connection is not None
+                # SQLAlchemy takes the transaction for ended, and would send no ROLLBACK any more.
+                dbapi_of(self._connection).run_async(lambda driver: driver.execute("ROLLBACK"))
+            raise
         self.require_ended()
+        if completion and not took_along:
+            raise TransactionEscaped(_ESCAPED)
 
     def before_statement(self, statement: str) -> None:
         """Called before each statement on the connection, whoever sends it: the job may have passed it on."""
@@ -189,12 +211,12 @@ class AttemptTransaction:
         if connection is None:
             return
         try:
-            connection.rollback()
+            self._end(connection, connection.rollback)
             if self._for_this_job_only or _is_dirty(connection):
                 connection.invalidate()
             if not connection.invalidated:
                 connection.info.pop(ATTEMPT, None)
-                if reset := connection.info.get(RESET_KEY, RESET):
+                if not self._is_reset and (reset := _reset_of(connection)):
                     dbapi_of(connection).run_async(lambda driver: driver.execute(reset))
         except BaseException as error:  # a connection that was not cleaned is not used again
             connection.invalidate()
@@ -231,6 +253,20 @@ class AttemptTransaction:
             self.backend_pid = _driver(self._connection).get_server_pid()
         return self._connection
 
+    def _commit(self) -> None:
+        assert self._root is not None
+        self._root.commit()
+
+    def _end(self, connection: Connection | None, end: Callable[[], None], *, before: str = "") -> bool:
+        """End the transaction for good; `before`, and the resets after it, go along with that where they can."""
+        driver = None if connection is None or connection.invalidated else _driver(connection)
+        if connection is None or not _is_ours(driver):
+            end()
+            return False
+        took_along = driver.end_with(end, before=before, after=_reset_of(connection))
+        self._is_reset = self._is_reset or took_along
+        return took_along
+
     def _begin(self, connection: Connection) -> None:
         if self._kept:
             raise TransactionEscaped(_ESCAPED)
@@ -265,9 +301,23 @@ def _connect(engine: Engine) -> Connection:
         raise
 
 
+def _reset_of(connection: Connection) -> str:
+    """What makes it as it was before the attempt."""
+    return str(connection.info.get(RESET_KEY, RESET))
+
+
 def dbapi_of(connection: Connection) -> Any:
     """SQLAlchemy's own adapter of the driver's connection."""
     return connection.connection.dbapi_connection
+
+
+def _has_begun(connection: Connection) -> bool:
+    """Whether SQLAlchemy has sent the BEGIN, which it does with the first statement."""
+    return dbapi_of(connection)._transaction is not None
+
+
+def _is_ours(driver: Any) -> TypeGuard[Driver]:
+    return issubclass(type(driver), Driver)  # asyncpg's own isinstance() takes any connection for one of any class
 
 
 def _driver(connection: Connection) -> Any:

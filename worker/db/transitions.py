@@ -21,13 +21,14 @@ from worker.core.blame import SUSPECT_FROM
 from worker.core.outcome import ErrorText
 from worker.core.remarks import NOTHING, Remarks
 from worker.core.states import Ending, JobState
+from worker.db.driver import literal
 from worker.db.statements.cancel import REQUEST_CANCEL
 from worker.db.statements.claim import CLAIM_BEHIND, CLAIM_BY_ID, CLAIM_BY_SCAN
 from worker.db.statements.hold import HOLD
 from worker.db.statements.leave import LEAVE_ONE, RELEASE_MANY, RESCUE
 from worker.db.statements.progress import NOTE_PROGRESS
 from worker.db.statements.prune import PRUNE
-from worker.db.statements.succeed import SUCCEED, SUCCEED_MANY, SUCCEED_MANY_REMARKED, SUCCEED_REMARKED
+from worker.db.statements.succeed import SUCCEED, SUCCEED_HERE, SUCCEED_MANY, SUCCEED_MANY_REMARKED, SUCCEED_REMARKED
 from worker.db.statements.unique import FREE, REPLACE
 
 
@@ -135,6 +136,14 @@ def succeed(connection: Connection, held: Held, result: str, remarks: Remarks = 
     if not remarks.notable:
         return connection.execute(SUCCEED, parameters).first() is not None
     return connection.execute(SUCCEED_REMARKED, {**parameters, **_told(remarks)}).first() is not None
+
+
+def success_of(held: Held, result: str) -> str:
+    """Running → succeeded as SQL for the message of the COMMIT itself; it fails where somebody else holds the job.
+
+    Without remarks. Waits for another transaction that holds the row.
+    """
+    return f"SELECT {SUCCEED_HERE}('{held.job_id}', '{held.token}', {literal(result)});"
 
 
 async def succeed_many(

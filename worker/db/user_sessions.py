@@ -14,6 +14,7 @@ from sqlalchemy.pool import QueuePool
 
 from worker.core.errors import SchemaNotMigrated, SettingsError
 from worker.core.outcome import ErrorText
+from worker.db.driver import literal
 from worker.db.engine import RESET, RESET_KEY, introduce
 from worker.db.failures import schema_needed
 from worker.db.reads import installation_id
@@ -151,14 +152,10 @@ def _say_and_remember(application_name: Callable[[], str]) -> Callable[[Any, Any
         async def ask(driver: Any) -> str:
             # A creator of the user's own knows nothing of the name.
             if getattr(driver.get_settings(), "application_name", None) != application_name():
-                await driver.execute(f"SET application_name = {_quoted(application_name())}")
+                await driver.execute(f"SET application_name = {literal(application_name())}")
             rows = await driver.fetch(_SET_BY_THE_ENGINE)
-            return "".join(f"; SELECT set_config({_quoted(name)}, {_quoted(value)}, false)" for name, value in rows)
+            return "".join(f"; SELECT set_config({literal(name)}, {literal(value)}, false)" for name, value in rows)
 
         record.info[RESET_KEY] = RESET + connection.run_async(ask)
 
     return settle
-
-
-def _quoted(text: str) -> str:
-    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

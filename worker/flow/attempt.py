@@ -18,7 +18,7 @@ from worker.core.errors import LeaseLost, TransactionAborted
 from worker.core.options import Rules
 from worker.core.remarks import NOTHING, Remarks
 from worker.db import transitions
-from worker.db.failures import is_aborted
+from worker.db.failures import is_aborted, is_lease_lost
 from worker.db.own_commits import OwnCommits
 from worker.db.owner import Owner
 from worker.db.read_only import ReadOnly
@@ -115,17 +115,21 @@ class Attempt:
             connection = self.transaction.settle(session)
             if connection is None:
                 return False
-            still_held = transitions.succeed(connection, held, result, remarks)
+            emit(CommitSending(job=held.job_id))
+            if self.transaction.takes_along and not remarks.notable:
+                self.transaction.commit(transitions.success_of(held, result))
+            elif transitions.succeed(connection, held, result, remarks):
+                self.transaction.commit()
+            else:
+                raise _lease_lost(held)
         except PendingRollbackError as error:
             raise TransactionAborted(_ABORTED) from error
         except Exception as error:
             if is_aborted(error):
                 raise TransactionAborted(_ABORTED) from error
+            if is_lease_lost(error):
+                raise _lease_lost(held) from error
             raise
-        if not still_held:
-            raise _lease_lost(held)
-        emit(CommitSending(job=held.job_id))
-        self.transaction.commit()
         return True
 
     async def close(self) -> None:

@@ -30,7 +30,7 @@ from worker.core.outcome import (
 from worker.core.retry import RetryPolicy
 from worker.core.states import FINAL, JobState
 from worker.db import reads, transitions
-from worker.db.failures import is_away, sqlstate_of
+from worker.db.failures import is_refusal
 from worker.db.send import until_answered
 from worker.db.transitions import Held, Moved
 from worker.flow.after_commit import HORIZON
@@ -59,7 +59,7 @@ async def succeed(work: Work, run: Run, attempt: Attempt, result: str) -> None:
         async with limit:
             committed = await attempt.commit_success(held, result, run.remarks)
     except BaseException as error:
-        in_doubt = attempt.transaction.commit_sent and not _was_refused(error)
+        in_doubt = attempt.transaction.commit_sent and not is_refusal(error)
         if not in_doubt or not await _has_committed(work, attempt, held):
             if limit.expired():
                 raise DatabaseUnreachable(_NOT_STORED) from error
@@ -78,11 +78,6 @@ def succeeded(work: Work, run: Run) -> None:
     work.counts.succeeded += 1
     work.awaited.ended(run.claimed.held.job_id)
     _tell(run, "succeeded", None)
-
-
-def _was_refused(error: BaseException) -> bool:
-    """Whether this is the server's own answer to COMMIT, as after a deferred constraint: then nothing was written."""
-    return sqlstate_of(error) is not None and not is_away(error)
 
 
 async def _has_committed(work: Work, attempt: Attempt, held: Held) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
@@ -25,9 +25,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from worker.core.states import Ending, JobState
-from worker.db.models import Attempt, Job, constant
+from worker.db.models import SCHEMA, Attempt, Job, constant
 from worker.db.statements.hold import SILENCE_LIMIT_MS
 from worker.db.statements.rows import given_rows, held_rows
+
+SUCCEED_HERE: Final = f"{SCHEMA}.succeed"
+"""The function of the first migration that does what `SUCCEED` does, or fails with a code of its own."""
 
 _end_the_silent = func.set_config("idle_in_transaction_session_timeout", SILENCE_LIMIT_MS, true())
 

@@ -14,6 +14,20 @@ depends_on = None
 SCHEMA = "exarq"
 
 
+# Called in the message of the COMMIT. Where it raises, that COMMIT does not take place.
+SUCCEED = """
+CREATE FUNCTION exarq.succeed(job_id uuid, mine uuid, given text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE exarq.job
+    SET state = 'succeeded', result = given::jsonb, finished_at = clock_timestamp(), error = NULL
+    WHERE id = job_id AND token = mine AND state = 'running';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'EXQ01', MESSAGE = 'job ' || job_id || ' is held by somebody else';
+    END IF;
+END $$
+"""
+
+
 def upgrade() -> None:
     """Apply."""
     now = sa.text("clock_timestamp()")
@@ -122,9 +136,11 @@ def upgrade() -> None:
     op.bulk_insert(upkeep, [{"step": "reconcile"}, {"step": "prune"}])
     op.create_table("installation", sa.Column("id", sa.Uuid(), primary_key=True), schema=SCHEMA)
     op.execute("INSERT INTO exarq.installation VALUES (gen_random_uuid())")
+    op.execute(SUCCEED)
 
 
 def downgrade() -> None:
     """Take back."""
+    op.execute("DROP FUNCTION exarq.succeed(uuid, uuid, text)")
     for table in ("installation", "upkeep", "worker", "attempt", "job"):
         op.drop_table(table, schema=SCHEMA)

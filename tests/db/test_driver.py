@@ -1,0 +1,95 @@
+"""The completion and the resets go in the message of the COMMIT, and nothing of that changes what they mean."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.db.attempts import an_attempt, ask, run, words
+from tests.db.moves import a_held_job
+from tests.db.session_cases import write
+from tests.support import row
+from worker.core.errors import LeaseLost
+from worker.core.states import JobState
+from worker.db.driver import Driver
+from worker.db.transitions import Held
+from worker.flow.work import Work
+
+pytestmark = [pytest.mark.leaves_running, pytest.mark.usefixtures("note_table")]
+
+AWKWARD = ["it's", "\\", "\\'", "'; DROP TABLE note; --", 'a "quote"', "$1 %s :name", "é \u2028 \U0001f600", "\n\t"]
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The simple queries that connections of ours have sent."""
+    queries: list[str] = []
+    execute = Driver.execute
+
+    async def noted(driver: Driver, query: str, *args: Any, timeout: float | None = None) -> str:
+        queries.append(query)
+        return await execute(driver, query, *args, timeout=timeout)
+
+    monkeypatch.setattr(Driver, "execute", noted)
+    return queries
+
+
+@pytest.mark.parametrize("conforming", ["on", "off"])
+async def test_a_result_is_stored_as_it_is_whatever_the_settings_of_the_connection(
+    work: Work, engine: AsyncEngine, conforming: str
+) -> None:
+    held = await a_held_job(engine)
+
+    async with an_attempt(work) as attempt:
+        await attempt.session().execute(text(f"SET standard_conforming_strings = {conforming}"))
+        assert await attempt.commit_success(held, json.dumps(AWKWARD, ensure_ascii=False))
+
+    job = await row(engine, held.job_id)
+    assert (job.state, job.result) == (JobState.SUCCEEDED, AWKWARD)
+
+
+async def test_a_success_sends_no_message_but_its_begin_and_its_commit(
+    work: Work, engine: AsyncEngine, sent: list[str]
+) -> None:
+    held = await a_held_job(engine)
+    await run(work, await a_held_job(engine), partial(write, word="first"))  # which SQLAlchemy asks who the server is
+    del sent[:]
+
+    async with an_attempt(work) as attempt:
+        await write(attempt.session(), "a")
+        await attempt.commit_success(held, "1")
+
+    assert sent == ["BEGIN;", "COMMIT;"]
+
+
+async def test_a_lost_job_is_rolled_back_and_its_connection_serves_the_next(work: Work, engine: AsyncEngine) -> None:
+    held = await a_held_job(engine)
+
+    async with an_attempt(work) as attempt:
+        await write(attempt.session(), "a")
+        with pytest.raises(LeaseLost):
+            await attempt.commit_success(Held(held.job_id, uuid4()), "1")
+        first = attempt.transaction.backend_pid
+        assert not attempt.transaction.commit_sent
+    async with an_attempt(work) as attempt:
+        await write(attempt.session(), "b")
+        second = attempt.transaction.backend_pid
+
+    assert await words(engine) == set()
+    assert first == second
+
+
+async def test_a_transaction_that_no_statement_began_is_completed_all_the_same(work: Work, engine: AsyncEngine) -> None:
+    held = await a_held_job(engine)
+
+    async with an_attempt(work) as attempt:
+        await attempt.session().connection()
+        assert await attempt.commit_success(held, "1")
+
+    assert await ask(engine, "SELECT state FROM exarq.job") == "succeeded"
