@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,15 +26,13 @@ class Hint:
     @property
     def payload(self) -> str:
         """ARQ's fields, as JSON, with `x` for the database that holds the truth; never the arguments."""
-        fields: dict[str, Any] = {
-            "t": None,
-            "f": self.name,
-            "a": [],
-            "k": {},
-            "et": self.enqueued_ms,
-            "x": str(self.installation),
-        }
-        return json.dumps(fields, separators=(",", ":"))
+        return _payload(self.name, self.enqueued_ms, self.installation)
+
+
+@functools.lru_cache(maxsize=256)  # jobs that are enqueued together have the same
+def _payload(name: str, enqueued_ms: int, installation: UUID) -> str:
+    fields: dict[str, Any] = {"t": None, "f": name, "a": [], "k": {}, "et": enqueued_ms, "x": str(installation)}
+    return json.dumps(fields, separators=(",", ":"))
 
 
 def ms_of(moment: datetime) -> int:

@@ -35,8 +35,7 @@ _MISFIT = "a value does not fit its annotation"
 _DEEP = f"is nested deeper than {DEEPEST} levels; flatten it, or store it in a table and pass its key"
 
 # Most texts have none of these and need no second look.
-_SUSPECTS = ("\\u0000", "\\ud", "\\uD", "NaN", "Infinity")
-_LONG_EXPONENT = re.compile(r"[eE][+-]?[0-9]{4}")
+_SUSPECT = re.compile(r"\\u0000|\\u[dD]|NaN|Infinity|[eE][+-]?[0-9]{4}")
 _LONG_NUMBER = re.compile(rf"(?<![0-9])[0-9]{{{WHOLE_DIGITS + 1}}}")
 
 _LONE = re.compile("[\ud800-\udfff]")
@@ -172,8 +171,10 @@ def storable(text: str, what: str = "values") -> str:
 
 
 def _suspicious(text: str) -> bool:
-    if any(mark in text for mark in _SUSPECTS) or _LONG_EXPONENT.search(text):
+    if _SUSPECT.search(text):
         return True
+    if len(text) <= DEEPEST:
+        return False
     # A number too long covers one of these places, so that other texts are not searched for it.
     if any(character.isdigit() for character in text[WHOLE_DIGITS :: WHOLE_DIGITS + 1]) and _LONG_NUMBER.search(text):
         return True

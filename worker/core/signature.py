@@ -46,7 +46,7 @@ class Signature:
 
     """
 
-    __slots__ = ("_first", "_fn", "_name", "_parameters", "_plan")
+    __slots__ = ("_by_position", "_first", "_fn", "_name", "_parameters", "_plan")
 
     def __init__(self, fn: Callable[..., Any], name: str) -> None:
         self._fn = fn
@@ -54,6 +54,7 @@ class Signature:
         _check_kind(fn)
         self._first, *rest = _parameters_of(fn)
         self._parameters = {parameter.name: parameter for parameter in rest}
+        self._by_position = [p.name for p in rest if p.kind is not p.KEYWORD_ONLY]
         self._plan: _Plan | None
         try:
             self._plan = self._resolve()
@@ -78,7 +79,7 @@ class Signature:
             NotStorable: they cannot be kept as jsonb, or are too large.
 
         """
-        by_position = [p.name for p in self._parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        by_position = self._by_position
         if len(args) > len(by_position):
             raise ArgumentsInvalid(
                 f"{self._name}: takes at most {len(by_position)} arguments by position, got {len(args)}"

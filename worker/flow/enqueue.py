@@ -17,7 +17,7 @@ from worker.core.options import Rules
 from worker.core.priority import DEFAULT_PRIORITY
 from worker.core.registry import default_registry
 from worker.db.failures import schema_needed
-from worker.db.ids import uuid7
+from worker.db.ids import uuid7s
 from worker.db.models import Job
 from worker.db.statements.enqueue import ENQUEUE
 from worker.flow import unique
@@ -103,17 +103,19 @@ def _enqueue(session: Session, calls: Sequence[Call]) -> list[Handle]:
             " engine has no isolation_level='AUTOCOMMIT'"
         )
     insert = _insert_plain if all(call.plain for call in calls) else unique.insert
-    with schema_needed():
-        handles, hints = insert(connection, calls)
-    publish_after_commit(session, connection, destination, hints)
     origin = Origin.of(connection, destination)
-    return [handle.since(origin, call.signature) for handle, call in zip(handles, calls, strict=True)]
+    with schema_needed():
+        handles, hints = insert(connection, calls, origin)
+    publish_after_commit(session, connection, destination, hints)
+    return handles
 
 
-def _insert_plain(connection: Connection, calls: Sequence[Call]) -> tuple[list[Handle], list[Hint]]:
-    handles = [Handle(uuid7(), call.name) for call in calls]
+def _insert_plain(
+    connection: Connection, calls: Sequence[Call], origin: Origin
+) -> tuple[list[Handle[Any]], list[Hint]]:
+    of_id = dict(zip(uuid7s(len(calls)), calls, strict=True))
     parameters = {
-        "ids": [handle.id for handle in handles],
+        "ids": list(of_id),
         "names": [call.name for call in calls],
         "queues": [call.queue for call in calls],
         "argss": [call.args for call in calls],
@@ -121,9 +123,8 @@ def _insert_plain(connection: Connection, calls: Sequence[Call]) -> tuple[list[H
         "ats": [call.run_at for call in calls],
     }
     rows = connection.execute(ENQUEUE, parameters).all()
-    of_id = {handle.id: call for handle, call in zip(handles, calls, strict=True)}
     hints = [
         Hint(id_, of_id[id_].name, of_id[id_].queue, due_in, int(enqueued_ms), installation, DEFAULT_PRIORITY)
         for id_, due_in, enqueued_ms, installation in rows
     ]
-    return handles, hints
+    return [Handle(id_, call.name, "created", origin, call.signature) for id_, call in of_id.items()], hints

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Generic, Literal, TypeAlias, cast, overload
 from uuid import UUID
@@ -94,10 +94,6 @@ class Handle(Generic[R_co]):
         engine = AsyncEngine(origin.engine)
         stand = await self._until_ended(engine, origin, limit)
         return cast("R_co", _result_of(stand, self._signature))
-
-    def since(self, origin: Origin, signature: Signature | None) -> Handle[Any]:
-        """The same, with what its result is looked for by."""
-        return replace(self, _origin=origin, _signature=signature)
 
     async def _until_ended(self, engine: AsyncEngine, origin: Origin, limit: float | None) -> Stand:
         publisher = origin.destination if isinstance(origin.destination, Publisher) else default_publisher()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -35,7 +35,7 @@ class Options(Generic[P, R]):
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
         """The enqueue to be, for `enqueue_many`; raises what `enqueue` raises for its arguments."""
-        return replace(self._template, args=self._signature.bind(*args, **kwargs), signature=self._signature)
+        return self._template.of(self._signature, self._signature.bind(*args, **kwargs))
 
     @overload
     def enqueue(
@@ -67,7 +67,7 @@ class JobFunction(Definition[First, P, R]):
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
         """The enqueue to be, for `enqueue_many`; raises what `enqueue` raises for its arguments."""
-        return self.options().call(*args, **kwargs)
+        return self._as_defined.call(*args, **kwargs)
 
     @overload
     def enqueue(
@@ -81,6 +81,10 @@ class JobFunction(Definition[First, P, R]):
         Args, raises: as `Options.enqueue`.
         """
         return enqueue_one(session, self.call(*args, **kwargs))
+
+    @functools.cached_property
+    def _as_defined(self) -> Options[P, R]:
+        return self.options()
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Options[P, R]:
         """How one enqueue differs from the definition.

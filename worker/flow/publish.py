@@ -127,7 +127,8 @@ class Publisher:
 
     async def _send(self) -> None:
         while self._buffer:
-            batch, self._buffer = self._buffer[:_BATCH], self._buffer[_BATCH:]
+            batch = self._buffer[:_BATCH]
+            del self._buffer[:_BATCH]
             hints = [one for one in batch if isinstance(one, Hint)]
             told = [one for one in batch if not isinstance(one, Hint)]
             try:

@@ -14,16 +14,16 @@ from worker.broker.hints import Hint
 from worker.core.errors import AlreadyEnqueued, ExarqError
 from worker.core.states import JobState
 from worker.db import transitions
-from worker.db.ids import uuid7
+from worker.db.ids import uuid7s
 from worker.db.statements.enqueue import ENQUEUE_FULL, ENQUEUE_UNLESS_THERE
 from worker.db.statements.unique import FIND
 from worker.flow.call import Call, Unique
-from worker.flow.handle import Handle, Happened
+from worker.flow.handle import Handle, Happened, Origin
 
 _TRIES: Final = 100
 
 
-def insert(connection: Connection, calls: Sequence[Call]) -> tuple[list[Handle], list[Hint]]:
+def insert(connection: Connection, calls: Sequence[Call], origin: Origin) -> tuple[list[Handle[Any]], list[Hint]]:
     """Write the jobs whose keys are free; for each other call, do as its `on_conflict` says.
 
     Waits for a transaction that enqueues the same key. A job that is replaced starts only after the caller's commit, so
@@ -31,7 +31,7 @@ def insert(connection: Connection, calls: Sequence[Call]) -> tuple[list[Handle],
 
     Raises: `AlreadyEnqueued` where a call says so, or cannot replace what it found; then none of these is written.
     """
-    return _Insert(connection, calls).run()
+    return _Insert(connection, calls, origin).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +47,18 @@ class _Found:
 class _Insert:
     """One enqueue of some calls, each known by its number."""
 
-    def __init__(self, connection: Connection, calls: Sequence[Call]) -> None:
+    def __init__(self, connection: Connection, calls: Sequence[Call], origin: Origin) -> None:
         self._connection = connection
         self._calls = calls
+        self._origin = origin
         # One order for all: else two producers could each hold a key that the other waits for.
         keyed = [number for number, call in enumerate(calls) if call.unique]
         self._keyed = sorted(keyed, key=self._name_and_key)
-        self._handles: dict[int, Handle] = {}
+        self._handles: dict[int, Handle[Any]] = {}
         self._hints: dict[UUID, Hint] = {}
         self._over: set[tuple[str, str]] = set()
 
-    def run(self) -> tuple[list[Handle], list[Hint]]:
+    def run(self) -> tuple[list[Handle[Any]], list[Hint]]:
         if self._keyed:
             self._write_keyed()
         self._write(ENQUEUE_FULL, [number for number, call in enumerate(self._calls) if not call.unique])
@@ -97,7 +98,7 @@ class _Insert:
 
     def _write(self, statement: Executable, numbers: Sequence[int]) -> list[int]:
         """Write these; returns those that the statement has left out."""
-        left = {uuid7(): number for number in numbers}
+        left = dict(zip(uuid7s(len(numbers)), numbers, strict=True))
         rows = [_row(id_, self._calls[number]) for id_, number in left.items()]
         for id_, *told in self._connection.execute(statement, _arrays(rows)) if rows else ():
             number = left.pop(id_)
@@ -119,7 +120,7 @@ class _Insert:
             job = found[self._name_and_key(number)]
             match self._unique(number).on_conflict:
                 case "skip":
-                    self._handles[number] = Handle(job.hint.job_id, job.hint.name, "exists")
+                    self._tell(number, "exists", job.hint)
                 case "replace" if job.replaceable:
                     replacing[job.hint.job_id] = number  # of several, the last
                     self._note(number, "replaced", job.hint)
@@ -148,8 +149,12 @@ class _Insert:
             self._hints[id_] = _hint(call.name, self._hints[id_].queue, call.priority, id_, *told)
 
     def _note(self, number: int, happened: Happened, hint: Hint) -> None:
-        self._handles[number] = Handle(hint.job_id, hint.name, happened)
+        self._tell(number, happened, hint)
         self._hints[hint.job_id] = hint
+
+    def _tell(self, number: int, happened: Happened, hint: Hint) -> None:
+        signature = self._calls[number].signature
+        self._handles[number] = Handle(hint.job_id, hint.name, happened, self._origin, signature)
 
     def _replaces(self, number: int) -> bool:
         return self._unique(number).on_conflict == "replace"
