@@ -9,10 +9,11 @@ from datetime import timedelta
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from tests.support import a_job, until
 from worker.db.engine import processor_engine
@@ -25,6 +26,20 @@ async def a_terminated_backend(engine: AsyncEngine) -> None:
     async with engine.connect() as victim, engine.connect() as other:
         pid = (await victim.execute(text("SELECT pg_backend_pid()"))).scalar()
         await other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+        await victim.execute(text("SELECT 1"))
+
+
+async def a_connection_that_is_being_ended(engine: AsyncEngine) -> None:
+    """Its last words have arrived and its end has not been seen: what is sent between the two meets no server."""
+    async with engine.connect() as victim:
+        pid = (await victim.execute(text("SELECT pg_backend_pid()"))).scalar()
+        await victim.rollback()
+        # Both wait in the kernel until the loop goes on; it reads the words in its next round, the end in the one after.
+        blocking = create_engine(engine.url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
+        with blocking.connect() as other:
+            other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+        for _ in range(2):
+            await asyncio.sleep(0)
         await victim.execute(text("SELECT 1"))
 
 
@@ -133,7 +148,7 @@ async def met(engine: AsyncEngine, cause: Cause) -> BaseException:
 
 @pytest.mark.parametrize(
     "cause",
-    [a_terminated_backend, a_refused_port, a_silent_port, an_idle_transaction],
+    [a_terminated_backend, a_connection_that_is_being_ended, a_refused_port, a_silent_port, an_idle_transaction],
     ids=lambda cause: cause.__name__,
 )
 async def test_a_server_that_did_not_answer_is_away(engine: AsyncEngine, cause: Cause) -> None:
