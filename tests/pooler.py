@@ -1,4 +1,4 @@
-"""A pgbouncer of this test process's own: in transaction mode, and with another backend for every transaction."""
+"""A pgbouncer of this test process's own, in transaction mode; as a rule each transaction has a new backend."""
 
 from __future__ import annotations
 
@@ -29,21 +29,27 @@ unix_socket_dir =
 auth_type = trust
 auth_file = {users}
 pool_mode = transaction
-server_lifetime = 0
+server_lifetime = {lifetime}
 max_client_conn = 500
 default_pool_size = 50
 """
 
 
 @contextmanager
-def a_pooler(postgres: URL) -> Iterator[URL]:
-    """The address of PostgreSQL through a pgbouncer that runs while the block lasts."""
+def a_pooler(postgres: URL, *, keeps_backends: bool = False) -> Iterator[URL]:
+    """The address of PostgreSQL through a pgbouncer that runs while the block lasts.
+
+    Args:
+        postgres: the server itself.
+        keeps_backends: whether a backend serves more than one transaction, and what one leaves on it meets the next.
+
+    """
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     assert program is not None, f"{VARIABLE} needs Debian's package pgbouncer"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # it runs as nobody where we are root
-        process, listen = _start(program, folder, postgres)
+        process, listen = _start(program, folder, postgres, lifetime=3600 if keeps_backends else 0)
         try:
             yield postgres.set(host="127.0.0.1", port=listen, query={})
         finally:
@@ -51,14 +57,14 @@ def a_pooler(postgres: URL) -> Iterator[URL]:
             process.wait()
 
 
-def _start(program: str, folder: Path, postgres: URL) -> tuple[subprocess.Popen[bytes], int]:
+def _start(program: str, folder: Path, postgres: URL, *, lifetime: int) -> tuple[subprocess.Popen[bytes], int]:
     """A pgbouncer that answers, and its port: another where somebody took ours before it did."""
     users, settings, log = folder / "users.txt", folder / "pgbouncer.ini", folder / "log"
     users.write_text(f'"{postgres.username}" "{postgres.password or ""}"\n')
     host, port = postgres.query.get("host", postgres.host), postgres.query.get("port", postgres.port) or 5432
     for _ in range(5):
         listen = _free_port()
-        settings.write_text(_SETTINGS.format(host=host, port=port, listen=listen, users=users))
+        settings.write_text(_SETTINGS.format(host=host, port=port, listen=listen, users=users, lifetime=lifetime))
         with log.open("w") as out:
             process = subprocess.Popen(
                 [program, str(settings)],

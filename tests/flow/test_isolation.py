@@ -105,9 +105,15 @@ def serializable_by_option(url: str) -> Any:
     return async_sessionmaker(create_async_engine(url).execution_options(isolation_level="SERIALIZABLE"))
 
 
-def serializable_by_the_server(url: str) -> Any:
-    default = {"server_settings": {"default_transaction_isolation": "serializable"}}
-    return async_sessionmaker(create_async_engine(url, connect_args=default))
+def as_the_server_has_it(url: str) -> Any:
+    return async_sessionmaker(create_async_engine(url))
+
+
+async def let_the_server_isolate(engine: AsyncEngine) -> None:
+    """From now on, the transactions of a new connection to this database are serializable unless they say otherwise."""
+    async with engine.begin() as connection:
+        default = "default_transaction_isolation = 'serializable'"
+        await connection.execute(text(f"ALTER DATABASE {engine.url.database} SET {default}"))
 
 
 def with_sessions(settings: Settings, make: Any) -> Settings:
@@ -115,13 +121,15 @@ def with_sessions(settings: Settings, make: Any) -> Settings:
     return settings.model_copy(update={"database": named})
 
 
-@pytest.mark.parametrize("make", [repeatable_read, serializable_by_option, serializable_by_the_server])
+@pytest.mark.parametrize("make", [repeatable_read, serializable_by_option, as_the_server_has_it])
 async def test_progress_is_refused_at_once_also_where_the_engine_isolates(
     engine: AsyncEngine, settings: Settings, make: Any
 ) -> None:
     async def job(ctx: JobContext) -> None:
         ctx.progress(1)
 
+    if make is as_the_server_has_it:
+        await let_the_server_isolate(engine)
     async with a_work_with(with_sessions(settings, make), job) as work:
         job_id, _ = await run_new(work, engine)
 
@@ -172,7 +180,7 @@ async def test_a_read_only_job_that_writes_fails_with_postgresqls_own_words(
         assert found.failures == 1
 
 
-@pytest.mark.parametrize("make", [None, serializable, serializable_by_option, serializable_by_the_server])
+@pytest.mark.parametrize("make", [None, serializable, serializable_by_option, as_the_server_has_it])
 async def test_what_a_serializable_report_has_said_stays_true(
     engine: AsyncEngine, settings: Settings, make: Any
 ) -> None:
@@ -187,6 +195,8 @@ async def test_what_a_serializable_report_has_said_stays_true(
     options: dict[str, Any] = {"isolation": "SERIALIZABLE"}
     if make is not None:
         settings, options = with_sessions(settings, make), {}
+    if make is as_the_server_has_it:
+        await let_the_server_isolate(engine)
     isolated = engine.execution_options(isolation_level="SERIALIZABLE")
     async with (
         a_work_with(settings, job, read_only=True, **options) as work,

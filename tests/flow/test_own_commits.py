@@ -291,8 +291,9 @@ async def test_who_is_refused_a_commit_leaves_nothing_on_the_connection(
     seen: list[tuple[Any, ...]] = []
 
     async def job(session: AsyncSession, lose: bool) -> None:
-        look = text("SELECT pg_backend_pid(), current_setting('work_mem'), to_regclass('pg_temp.mine')::text")
-        seen.append(tuple((await session.execute(look)).one()))
+        driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+        look = text("SELECT current_setting('work_mem'), to_regclass('pg_temp.mine')::text")
+        seen.append((driver, *(await session.execute(look)).one()))
         if lose:
             await session.execute(text("SET work_mem = '77MB'"))
             await session.execute(text("CREATE TEMP TABLE mine ()"))
@@ -315,11 +316,10 @@ async def test_what_a_refused_commit_would_have_kept_is_gone_where_the_job_goes_
     engine: AsyncEngine, settings: Settings, joined: bool
 ) -> None:
     async def job(session: AsyncSession) -> None:
-        await session.execute(text("SET lock_timeout = '50ms'"))
-        await session.commit()
         if joined:
             await session.run_sync(lambda sync: inspect(sync.get_bind()).has_table("note"))
         await note(session, "rolled back")
+        await session.execute(text("SET LOCAL lock_timeout = '50ms'"))
         async with a_locked_row(engine, job_id):
             with pytest.raises(DBAPIError):
                 await session.commit()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from tests.life import jobs_for_tests as jobs
+from tests.pooler import a_pooler
 from tests.processes import worker_process, workers
 from tests.proxy import postgres_proxy, redis_proxy
+from tests.servers import TestServers
 from tests.support import a_job, a_worker, heard, row, state, until
 from worker.embedded import servers as embedded
 from worker.observe.events import RedisAway, RedisBack, StepFailed, WorkerRenewed, WorkerRescued
@@ -122,10 +126,21 @@ async def test_a_worker_outlives_an_outage_of_postgresql_and_blames_no_job_that_
     assert not [event for event in events if isinstance(event, (WorkerRescued, WorkerRenewed))]
 
 
+@pytest.fixture
+def lasting(settings: Settings, servers: TestServers) -> Iterator[Settings]:
+    """The settings of a worker with backends that outlast its transactions, also where a pooler stands between."""
+    if settings.database.pooler is None:
+        yield settings
+        return
+    with a_pooler(servers.admin_url, keeps_backends=True) as pooled:
+        url = pooled.set(database=make_url(str(settings.database.url)).database)
+        yield _with_database(settings, url.render_as_string(hide_password=False))
+
+
 async def test_a_worker_whose_backends_are_all_ended_goes_on(
-    engine: AsyncEngine, sessions: Sessions, settings: Settings
+    engine: AsyncEngine, sessions: Sessions, lasting: Settings
 ) -> None:
-    async with a_worker(settings, jobs.registry()):
+    async with a_worker(lasting, jobs.registry()):
         await jobs.enqueue_all(sessions, *(jobs.note.call(f"{n}") for n in range(5)))
         await until(lambda: _succeeded(engine, 5), "jobs have run")
 
@@ -133,16 +148,16 @@ async def test_a_worker_whose_backends_are_all_ended_goes_on(
         waiting = await jobs.enqueue_all(sessions, *(jobs.note.call(f"then {n}") for n in range(20)))
         await until(lambda: _all_are(engine, waiting, "succeeded"), "jobs go on")
 
-    assert ended >= 3
+    assert ended >= (3 if lasting.database.pooler is None else 1)  # a pooler has as many as were busy at once
     assert len(await jobs.effects(engine)) == 25
     assert {(found.failures, found.crashes) for found in [await row(engine, job) for job in waiting]} == {(0, 0)}
 
 
 async def test_a_restart_of_the_connections_under_load_leaves_one_effect_of_each_job(
-    engine: AsyncEngine, sessions: Sessions, settings: Settings
+    engine: AsyncEngine, sessions: Sessions, lasting: Settings
 ) -> None:
     words = sorted(f"{n:03}" for n in range(150))
-    async with a_worker(settings, jobs.registry()):
+    async with a_worker(lasting, jobs.registry()):
         await jobs.enqueue_all(sessions, *(jobs.note.call(word) for word in words))
         for done in (20, 60, 100):
             await until(lambda done=done: _at_least(engine, done), "some are done")  # type: ignore[misc]
