@@ -15,9 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from sqlalchemy.engine import URL
 
 VARIABLE = "EXARQ_TEST_POOLER"
+PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+
+needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="no pgbouncer")
 
 _SETTINGS = """
 [databases]
@@ -31,25 +35,26 @@ auth_file = {users}
 pool_mode = transaction
 server_lifetime = {lifetime}
 max_client_conn = 500
-default_pool_size = 50
+default_pool_size = {backends}
 """
 
 
 @contextmanager
-def a_pooler(postgres: URL, *, keeps_backends: bool = False) -> Iterator[URL]:
+def a_pooler(postgres: URL, *, keeps_backends: bool = False, backends: int = 50) -> Iterator[URL]:
     """The address of PostgreSQL through a pgbouncer that runs while the block lasts.
 
     Args:
         postgres: the server itself.
         keeps_backends: whether a backend serves more than one transaction, and what one leaves on it meets the next.
+        backends: how many it has for each database.
 
     """
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    assert program is not None, f"{VARIABLE} needs Debian's package pgbouncer"
+    assert PROGRAM is not None, f"{VARIABLE} needs Debian's package pgbouncer"
+    pool = {"lifetime": 3600 if keeps_backends else 0, "backends": backends}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # it runs as nobody where we are root
-        process, listen = _start(program, folder, postgres, lifetime=3600 if keeps_backends else 0)
+        process, listen = _start(PROGRAM, folder, postgres, pool)
         try:
             yield postgres.set(host="127.0.0.1", port=listen, query={})
         finally:
@@ -57,14 +62,14 @@ def a_pooler(postgres: URL, *, keeps_backends: bool = False) -> Iterator[URL]:
             process.wait()
 
 
-def _start(program: str, folder: Path, postgres: URL, *, lifetime: int) -> tuple[subprocess.Popen[bytes], int]:
+def _start(program: str, folder: Path, postgres: URL, pool: dict[str, int]) -> tuple[subprocess.Popen[bytes], int]:
     """A pgbouncer that answers, and its port: another where somebody took ours before it did."""
     users, settings, log = folder / "users.txt", folder / "pgbouncer.ini", folder / "log"
     users.write_text(f'"{postgres.username}" "{postgres.password or ""}"\n')
     host, port = postgres.query.get("host", postgres.host), postgres.query.get("port", postgres.port) or 5432
     for _ in range(5):
         listen = _free_port()
-        settings.write_text(_SETTINGS.format(host=host, port=port, listen=listen, users=users, lifetime=lifetime))
+        settings.write_text(_SETTINGS.format(host=host, port=port, listen=listen, users=users, **pool))
         with log.open("w") as out:
             process = subprocess.Popen(
                 [program, str(settings)],

@@ -18,6 +18,8 @@ from tests.db.attempts import kept_by_plain_sqlalchemy, run, words
 from tests.db.moves import a_held_job
 from tests.db.session_cases import CASES, Note, add
 from tests.flow.helpers import end_backend
+from tests.pooler import a_pooler, needs_pgbouncer
+from tests.servers import TestServers
 from tests.support import a_work, heard, until
 from worker.core.errors import LeaseLost, SettingsError
 from worker.db.transitions import Held
@@ -374,3 +376,20 @@ async def test_what_only_the_database_can_tell_is_refused_before_the_worker_show
 
     async with engine.connect() as connection:
         assert (await connection.execute(text("SELECT count(*) FROM exarq.worker"))).scalar_one() == 0
+
+
+def asking_at_the_start(url: str) -> Any:
+    return async_sessionmaker(create_async_engine(url, connect_args={"server_settings": {"search_path": "tenant"}}))
+
+
+@needs_pgbouncer
+async def test_what_a_pooler_refuses_the_users_engine_is_told_with_what_to_do_instead(
+    engine: AsyncEngine, settings: Settings, servers: TestServers
+) -> None:
+    with a_pooler(servers.admin_url) as pooled:
+        url = pooled.set(database=engine.url.database).render_as_string(hide_password=False)
+        behind = settings.database.model_copy(update={"url": url, "pooler": "pgbouncer"})
+        why = r"asks for what a pooler refuses \(unsupported startup parameter: search_path\); leave `server_settings` out"
+        with pytest.raises(SettingsError, match=why):
+            async with a_work(of(settings.model_copy(update={"database": behind}), asking_at_the_start)):
+                pass

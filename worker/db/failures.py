@@ -20,6 +20,7 @@ _CONTENTION = frozenset({"40001", "40P01", "55P03"})
 _ABORTED = "25P02"
 _LEASE_LOST = "EXQ01"
 _NO_SUCH_TABLE = "42P01"
+_A_POOLER_SAYS = "unsupported startup parameter"
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -79,3 +80,9 @@ def is_refusal(error: BaseException) -> bool:
 def is_transient(error: BaseException) -> bool:
     """Whether sending the same again is the remedy."""
     return is_away(error) or is_contention(error) or sqlstate_of(error) in _OVERLOADED
+
+
+def refusal_by_a_pooler(error: BaseException) -> str | None:
+    """A pooler's own words where it refused what the connection asks for at its start, else None."""
+    _, found, what = str(error).partition(_A_POOLER_SAYS)
+    return found + what.splitlines()[0] if found else None

@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from typing import Final
 
 from worker.core.errors import DatabaseUnreachable, ExarqError
-from worker.db.failures import is_away, sqlstate_of
+from worker.db.failures import is_away, refusal_by_a_pooler, sqlstate_of
 from worker.settings.values import masked
 
 # Class 28: who you are. 3D000: no such database. 42501: what you may do.
 _REFUSED: Final = ("28", "3D000", "42501")
 
 _READ_ONLY: Final = "25006"
-
-_POOLER_SAYS: Final = "unsupported startup parameter"
 
 
 @contextmanager
@@ -28,7 +26,7 @@ def database_errors(url: str) -> Iterator[None]:
             if not is_away(error) or isinstance(error, ExarqError):
                 raise
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if _POOLER_SAYS in why:
+            if refusal_by_a_pooler(error):
                 raise DatabaseUnreachable(
                     f"a pooler answers at {masked(url)}; set database.pooler (EXARQ_DATABASE_POOLER) to pgbouncer"
                 ) from error

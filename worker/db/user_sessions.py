@@ -16,12 +16,14 @@ from worker.core.errors import SchemaNotMigrated, SettingsError
 from worker.core.outcome import ErrorText
 from worker.db.driver import literal
 from worker.db.engine import RESET, RESET_KEY, introduce
-from worker.db.failures import schema_needed
+from worker.db.failures import refusal_by_a_pooler, schema_needed
 from worker.db.reads import installation_id
 from worker.db.session import AttemptSession, JobSession
 from worker.db.transaction import guard
 
 _SETTING: Final = "database.sessions"
+
+_INSTEAD: Final = "leave `server_settings` out, and set them for the role: ALTER ROLE … SET …"
 
 _SET_BY_THE_ENGINE: Final = (
     "SELECT name, current_setting(name) FROM pg_settings WHERE source = 'session'"
@@ -94,17 +96,25 @@ class UserSessions:
 
         Raises: `SettingsError`, and what a database that is away raises.
         """
+        try:
+            found = await self._installation_found()
+        except Exception as error:
+            if said := refusal_by_a_pooler(error):
+                raise self._refused(f"asks for what a pooler refuses ({said}); {_INSTEAD}") from error
+            raise
+        if found != installation:
+            raise self._refused("leads to another database than database.url; use the address that it is given")
+
+    async def _installation_found(self) -> UUID | None:
         async with self._factory.begin() as session:
             connection = await session.connection()
             if getattr((await connection.get_raw_connection()).dbapi_connection, "autocommit", False):
                 raise self._refused("is in AUTOCOMMIT, where nothing commits together; leave that isolation_level out")
             try:
                 with schema_needed():
-                    found = await installation_id(connection)
+                    return await installation_id(connection)
             except SchemaNotMigrated:
-                found = None
-        if found != installation:
-            raise self._refused("leads to another database than database.url; use the address that it is given")
+                return None
 
     def _checked(self, made: object) -> tuple[async_sessionmaker[AsyncSession], AsyncEngine]:
         if inspect.iscoroutine(made):
