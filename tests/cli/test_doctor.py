@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +12,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.cli.conftest import Command, Ended
-from tests.pooler import a_pooler
+from tests.pooler import a_pooler, needs_pgbouncer
 from tests.servers import TestServers
 from tests.support import a_job
 from worker.cli.doctor.of_postgres import _transactions, clock
@@ -73,7 +71,7 @@ async def test_what_is_broken_is_an_error_with_advice_and_the_rest_is_looked_at_
     assert "hunter2" not in away.out
 
 
-@pytest.mark.skipif(shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="no pgbouncer")
+@needs_pgbouncer
 def test_a_pooler_in_between_is_known_and_has_to_be_told(
     exarq: Command, servers: TestServers, database_url: str
 ) -> None:
@@ -91,6 +89,23 @@ def test_a_pooler_in_between_is_known_and_has_to_be_told(
     assert findings(told)["tables"][0] == "ok"
     assert findings(direct)["connection"][0] == "warning"
     assert "leave it out" in findings(direct)["connection"][1]
+
+
+@needs_pgbouncer
+def test_a_pooler_without_a_backend_for_each_slot_is_told(
+    exarq: Command, servers: TestServers, database_url: str
+) -> None:
+    found = {}
+    for backends in (15, 14):
+        with a_pooler(servers.admin_url, backends=backends) as pooled:
+            url = pooled.set(database=make_url(database_url).database).render_as_string(hide_password=False)
+            asked = {"EXARQ_DATABASE_URL": url, "EXARQ_DATABASE_POOLER": "pgbouncer", "EXARQ_WORKER_CONCURRENCY": "5"}
+            found[backends] = findings(exarq("doctor", "--json", **asked))["connections"]
+
+    may = "a worker with concurrency 5 may use 15 backends at once"
+    assert found[15] == ("ok", f"{may}, the pooler has them; ")
+    assert found[14][0] == "warning"
+    assert found[14][1].startswith(f"{may}, the pooler had 14 left; raise pgbouncer's default_pool_size")
 
 
 @pytest.mark.parametrize(

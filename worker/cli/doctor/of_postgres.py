@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from worker.cli.database import database
-from worker.cli.doctor import access
+from worker.cli.doctor import access, pooled
 from worker.cli.doctor.finding import Finding, error, ok, warning
 from worker.cli.output import duration, length
 from worker.core.errors import SchemaNotMigrated
@@ -73,7 +73,10 @@ async def look(settings: Settings, url: str) -> list[Finding]:
     findings.append(between)
     if between.level == "error":
         return findings
-    return [*findings, *await _schema(settings, url), _connections(settings, found, others)]
+    tables = await _schema(settings, url)
+    if settings.database.pooler is None:
+        return [*findings, *tables, _connections(settings, found, others)]
+    return [*findings, *tables, await pooled.look(settings, url)]
 
 
 @asynccontextmanager
@@ -147,9 +150,9 @@ async def _between(settings: Settings, url: str, connection: Any) -> Finding:
 
     Its protocol names another backend than the server itself does.
     """
-    pooled = connection.get_server_pid() != await connection.fetchval("SELECT pg_backend_pid()")
+    between = connection.get_server_pid() != await connection.fetchval("SELECT pg_backend_pid()")
     told = settings.database.pooler is not None
-    if told and not pooled:
+    if told and not between:
         return warning(
             "connection",
             "database.pooler is set, and no pooler stands between",
@@ -157,10 +160,10 @@ async def _between(settings: Settings, url: str, connection: Any) -> Finding:
         )
     refused = await _refused(settings, url)
     if refused:
-        return error("connection", f"what a worker asks for is refused ({refused})", _TELL if pooled else _ALLOW)
-    if pooled and not told:
+        return error("connection", f"what a worker asks for is refused ({refused})", _TELL if between else _ALLOW)
+    if between and not told:
         return warning("connection", "a pooler such as PgBouncer stands between", _TELL)
-    return ok("connection", "through a pooler, as database.pooler says" if pooled else "direct, no pooler between")
+    return ok("connection", "through a pooler, as database.pooler says" if between else "direct, no pooler between")
 
 
 _TELL: Final = 'set database.pooler = "pgbouncer", or give the workers an address that leads to PostgreSQL itself'
