@@ -57,6 +57,7 @@ def a_pooler(postgres: URL, *, keeps_backends: bool = False, backends: int = 50)
         process, listen = _start(PROGRAM, folder, postgres, pool)
         try:
             yield postgres.set(host="127.0.0.1", port=listen, query={})
+            assert process.poll() is None, f"it has ended, {process.returncode}: {(folder / 'log').read_text()[-4000:]}"
         finally:
             process.terminate()
             process.wait()
