@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-import asyncpg
+import psycopg
 import pytest
 import redis
 from sqlalchemy.engine import URL, make_url
@@ -41,17 +42,16 @@ class TestServers:
     redis_url: str
     pooled_url: URL | None  # the same server through a pooler, where the tests are to use one
     copying: str  # how a template is copied, as CREATE DATABASE is told it
+    admin: psycopg.Connection[Any]  # kept, and on no loop: to connect costs more than what a test asks
 
-    def sql(self, statement: str) -> None:
-        """Run one statement outside any test's database."""
-        asyncio.run(self._sql(statement))
+    def sql(self, statement: str, **values: object) -> list[Any]:
+        """Run one statement outside any test's database; returns its rows."""
+        return _rows(self.admin, statement, values)
 
-    async def _sql(self, statement: str) -> None:
-        connection = await asyncpg.connect(_dsn(self.admin_url))
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
+    def sql_in(self, url: URL, statement: str) -> list[Any]:
+        """Run one statement in a test's database; returns its rows."""
+        with psycopg.connect(_dsn(url), autocommit=True) as connection:
+            return _rows(connection, statement, {})
 
 
 @contextmanager
@@ -68,7 +68,9 @@ def test_servers() -> Iterator[TestServers]:
         # Copied as files it is there in half the time; on a server that is not ours that would cost a checkpoint each.
         copying = "STRATEGY FILE_COPY" if database_url != os.environ.get(DATABASE_VARIABLE) else ""
         pooled = stack.enter_context(a_pooler(admin)) if os.environ.get(POOLER_VARIABLE) else None
-        found = TestServers(admin, template, stack.enter_context(_own_redis_database(redis_url)), pooled, copying)
+        own_redis = stack.enter_context(_own_redis_database(redis_url))
+        connection = stack.enter_context(psycopg.connect(_dsn(admin), autocommit=True))
+        found = TestServers(admin, template, own_redis, pooled, copying, connection)
         found.sql(f"CREATE DATABASE {template}")
         stack.callback(found.sql, f"DROP DATABASE IF EXISTS {template} WITH (FORCE)")
         asyncio.run(_migrate(admin.set(database=template)))
@@ -123,6 +125,11 @@ def _own_redis_database(url: str) -> Iterator[str]:
                     client.flushdb()
                 return
     raise RuntimeError(f"no empty database left in the Redis at {REDIS_VARIABLE}; empty one of 1 to 15")
+
+
+def _rows(connection: psycopg.Connection[Any], statement: str, values: dict[str, object]) -> list[Any]:
+    cursor = connection.execute(statement, values or None)
+    return cursor.fetchall() if cursor.description else []
 
 
 def _dsn(url: URL) -> str:

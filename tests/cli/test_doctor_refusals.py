@@ -27,7 +27,7 @@ async def test_a_database_that_takes_no_writes_is_an_error_for_the_doctor_and_on
     exarq: Command, database_url: str, servers: TestServers
 ) -> None:
     name = make_url(database_url).database
-    await servers._sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    servers.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
 
     doctor, enqueue = exarq("doctor", "--json"), exarq("enqueue", "shop.charge", '{"invoice_id": 4111}')
 
@@ -42,7 +42,7 @@ async def test_a_user_without_privileges_or_sight_of_others_is_told_so(
     exarq: Command, engine: AsyncEngine, database_url: str, servers: TestServers
 ) -> None:
     role = f"exarq_test_role_{os.getpid()}"
-    await servers._sql(f"CREATE ROLE {role} LOGIN")
+    servers.sql(f"CREATE ROLE {role} LOGIN")
     url = make_url(database_url).set(username=role).render_as_string(hide_password=False)
     try:
         closed = exarq("doctor", "--json", EXARQ_DATABASE_URL=url)
@@ -57,7 +57,7 @@ async def test_a_user_without_privileges_or_sight_of_others_is_told_so(
     finally:
         async with engine.begin() as connection:
             await connection.execute(text(f"DROP OWNED BY {role}"))
-        await servers._sql(f"DROP ROLE {role}")
+        servers.sql(f"DROP ROLE {role}")
 
     assert (closed.code, reads.code, writes.code) == (1, 1, 0)
     assert findings(closed)["privileges"][0] == "error"

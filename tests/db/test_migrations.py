@@ -27,13 +27,13 @@ from worker.db.models import SCHEMA, Base, Job
 async def empty(servers: TestServers) -> AsyncIterator[AsyncEngine]:
     """An engine on a database without our schema."""
     name = f"exarq_test_empty_{os.getpid()}"
-    await servers._sql(f"CREATE DATABASE {name}")
+    servers.sql(f"CREATE DATABASE {name}")
     engine = create_async_engine(servers.admin_url.set(database=name))
     try:
         yield engine
     finally:
         await engine.dispose()
-        await servers._sql(f"DROP DATABASE {name} WITH (FORCE)")
+        servers.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def inspected(engine: AsyncEngine, look: Callable[[Connection], Any]) -> Any:
