@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.resources import files
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
 from arq.connections import ArqRedis
 from redis import Redis
@@ -28,6 +29,10 @@ _DROP: Final = _source("drop.lua")
 _PUTBACK: Final = _source("putback.lua")
 _PAYLOAD_OUTLIVES_MS: Final = 86_400_000  # ARQ's own day
 _STEP_MS: Final = str(STEP // timedelta(milliseconds=1))
+
+
+Drops: TypeAlias = Mapping[int, Sequence[tuple[bytes, int]]]
+"""Hints to drop by priority, each with the score that its claim wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +104,26 @@ def _put(queue: str, reply: Any) -> int:
     return int(reply)
 
 
-async def claim(redis: ArqRedis, queue: str, *, limit: int, lease: timedelta) -> Taken:
-    """Take up to `limit` due hints of a queue, first by rank; each comes back after `lease` unless it is dropped."""
+async def claim(
+    redis: ArqRedis, queue: str, *, limit: int, lease: timedelta, to_drop: Drops = MappingProxyType({})
+) -> Taken:
+    """Take up to `limit` due hints of a queue, first by rank; each comes back after `lease` unless it is dropped.
+
+    What is `to_drop`, of the same queue, leaves in the same round trip, as `drop` has it.
+    """
     arguments = (str(limit), str(_ms(lease)), LANE_PREFIX, f":{queue}", _STEP_MS)
-    reply = await redis.eval(_CLAIM, 2, queue_key(queue), wake_key(queue), *arguments)  # type: ignore[misc]
+    async with redis.pipeline(transaction=False) as pipe:
+        for priority, hints in to_drop.items():
+            pipe.eval(_DROP, 1, lane_key(queue, priority), PAYLOAD_PREFIX, *_drop_arguments(hints))
+        pipe.eval(_CLAIM, 2, queue_key(queue), wake_key(queue), *arguments)
+        *_, reply = await pipe.execute()
     score, wait, *lanes = reply
     taken = Taken(queue, int(score), {}, timedelta(milliseconds=int(wait)) if int(wait) >= 0 else None)
     for priority, pairs in zip(lanes[::2], lanes[1::2], strict=True):
-        hints = {pairs[i]: float(pairs[i + 1]) for i in range(0, len(pairs), 2)}
-        taken.hints.update(hints)
+        found = {pairs[i]: float(pairs[i + 1]) for i in range(0, len(pairs), 2)}
+        taken.hints.update(found)
         if priority != DEFAULT_PRIORITY:
-            taken.priorities.update(dict.fromkeys(hints, priority))
+            taken.priorities.update(dict.fromkeys(found, priority))
     return taken
 
 
@@ -117,8 +131,12 @@ async def drop(
     redis: ArqRedis, queue: str, taken: Iterable[tuple[bytes, int]], priority: int = DEFAULT_PRIORITY
 ) -> int:
     """Remove hints of one lane, each only while its score is the one its claim wrote; returns how many went."""
-    arguments = [part for raw, score in taken for part in (raw, score)]
-    return int(await redis.eval(_DROP, 1, lane_key(queue, priority), PAYLOAD_PREFIX, *arguments))  # type: ignore[misc, arg-type]
+    arguments = _drop_arguments(taken)
+    return int(await redis.eval(_DROP, 1, lane_key(queue, priority), PAYLOAD_PREFIX, *arguments))  # type: ignore[misc]
+
+
+def _drop_arguments(taken: Iterable[tuple[bytes, int]]) -> list[Any]:
+    return [part for raw, score in taken for part in (raw, score)]
 
 
 async def put_back(redis: ArqRedis, taken: Taken, waits: dict[bytes, timedelta] | None = None) -> int:

@@ -115,11 +115,17 @@ class Claimer:
     async def _claim_by_hints(self, runs: list[Run], connection: AsyncConnection, room: int) -> None:
         self._next_due = self._longest_wait
         for queue in self._in_turn():
-            await self._drop(queue)
             if len(runs) == room:
+                await self._drop(queue)
                 continue
+            to_drop = self._to_drop.get(queue, {})
+            for hints in to_drop.values():
+                emit(HintsDropping(queue=queue, hints=len(hints)))
             with self._noticing():
-                taken = await scripts.claim(self._redis, queue, limit=room - len(runs), lease=self._lease)
+                taken = await scripts.claim(
+                    self._redis, queue, limit=room - len(runs), lease=self._lease, to_drop=to_drop
+                )
+            to_drop.clear()
             if taken.next_due is not None:
                 self._next_due = min(self._next_due, taken.next_due)
             if taken.hints:
