@@ -39,15 +39,12 @@ class Base(RuleBasedStateMachine):
         self.claims: list[Held] = []
         self.open: Effect | None = None
         self.workers: dict[UUID, bool] = {}
-        self.drawn = 0
         self.slots = [self.new_worker(), self.new_worker()]
 
     # ── what the rules stand on ─────────────────────────────────────────────────────────────────────────────────────
 
     def draw(self) -> UUID:
-        """An id whose order says nothing about when it was drawn, and which is the same at every repetition."""
-        self.drawn += 1
-        return UUID(int=self.drawn * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128)
+        return self.world.draw()
 
     def new_worker(self) -> UUID:
         worker = self.draw()
@@ -60,7 +57,7 @@ class Base(RuleBasedStateMachine):
             now=self.now,
             jobs=self.jobs,
             locked=self.open.locks if self.open else frozenset(),
-            by_due=sorted(self.rows, key=lambda job_id: (self.rows[job_id].run_at, job_id)),
+            by_rank=sorted(self.rows, key=lambda job_id: (self.rows[job_id].rank, job_id)),
             by_finish=sorted(self.rows, key=lambda job_id: self.rows[job_id].finished_at or self.rows[job_id].run_at),
             workers=self.workers,
             in_rescue=self.open.rescued if self.open else None,
@@ -85,17 +82,26 @@ class Base(RuleBasedStateMachine):
     def make(self, move: Move, there: bool, *, commit: bool = True) -> Effect:
         """Make a move as the rule says, and hold its answer against the model's."""
         effect = move.expected(self.view())
-        in_the_way = move.held if self.open and effect.locks & self.open.locks else None
+        if effect.knows & self.keys_of(self.open):  # what it would know by then is said nowhere, but PostgreSQL tells
+            self.world.run(self.world.end(commit=commit))
+            self.ended(commit=commit)
+            self.look()
+            effect = move.expected(self.view())
+        wanted = effect.locks | effect.waits_for
+        in_the_way = move.held if self.open and wanted & (self.open.locks | self.keys_of(self.open)) else None
         if in_the_way == "fails":
             self.world.run(self.world.send_in_vain(move))
             effect = Effect()
         elif in_the_way:
             effect = self.make_after_waiting(move, effect, commit=commit)
         elif there and self.open is None:
-            assert self.world.run(self.world.send_there(move)) == effect.answer
-            self.open = effect
+            answer = self.world.run(self.world.send_there(move))
+            self.open = effect = move.expected(self.view())
+            assert answer == effect.answer
         else:
-            assert self.world.run(self.world.send(move)) == effect.answer
+            answer = self.world.run(self.world.send(move))
+            effect = move.expected(self.view())
+            assert answer == effect.answer
             self.apply(effect)
         what = in_the_way or ("there" if self.open is effect else "here")
         self.world.done[f"{move.name}, {what}{'' if effect.changed else ', nothing'}"] += 1
@@ -103,16 +109,24 @@ class Base(RuleBasedStateMachine):
 
     def make_after_waiting(self, move: Move, first_seen: Effect, *, commit: bool) -> Effect:
         """A statement that waited moves what it saw at first and what is still so afterwards."""
-        sent = self.world.send_and_end(move, commit=commit)
+        answer = self.world.run(self.world.send_and_end(move, commit=commit))
         self.ended(commit=commit)
-        for job_id, job in self.jobs.items():  # two moves before the next look
-            self.moved(self.rows[job_id].job, job)
-            self.rows[job_id] = replace(self.rows[job_id], job=job)
-        seen = {job_id: job for job_id, job in self.jobs.items() if job_id in first_seen.locks}
+        for job_id, row in list(self.rows.items()):  # two moves before the next look
+            if job_id in self.jobs:
+                self.moved(row.job, self.jobs[job_id])
+                self.rows[job_id] = replace(row, job=self.jobs[job_id])
+        seen = {job_id: job for job_id, job in self.jobs.items() if move.looks_again or job_id in first_seen.locks}
         effect = move.expected(replace(self.view(), jobs=seen))
-        assert self.world.run(sent) == effect.answer
+        assert answer == effect.answer
         self.apply(effect)
         return effect
+
+    def keys_of(self, effect: Effect | None) -> frozenset[str]:
+        """The keys that this gives to a job, takes from one, or that one had before and after."""
+        if effect is None:
+            return frozenset()
+        changed = [job for job_id, after in effect.changed.items() for job in (self.jobs.get(job_id), after)]
+        return frozenset(job.key for job in changed if job is not None and job.key is not None and job.has_key)
 
     def apply(self, effect: Effect) -> None:
         for job_id, job in effect.changed.items():
@@ -138,9 +152,16 @@ class Base(RuleBasedStateMachine):
         self.world.steps += 1
         self.check()
 
-    def check(self) -> None:
+    def look(self) -> dict[UUID, Row]:
+        """Look at the rows; the answer is how they were the last time."""
         before, self.rows = self.rows, self.world.run(self.world.rows(self.now))
+        return before
+
+    def check(self) -> None:
+        before = self.look()
         assert {job_id: row.job for job_id, row in self.rows.items()} == self.jobs
+        kept = [job.key for job in self.jobs.values() if job.has_key]
+        assert len(kept) == len(set(kept)), "two jobs have one key"
         for job_id, row in self.rows.items():
             job = row.job
             assert row.started == (job.attempt > 0)
@@ -155,7 +176,11 @@ class Base(RuleBasedStateMachine):
         self.world.done["a job fails for its crashes"] += after.crashes == MAX_CRASHES > before.crashes
         assert after.state in LEGAL[before.state], f"{before.state} → {after.state}"
         assert after.attempt - before.attempt == ((before.state, after.state) == (Q, R))
-        if before.state in FINAL and after != before:  # a person wants it once more
+        if before.state in FINAL and after.state in FINAL:
+            assert replace(before, until=after.until) == after
+            assert after.until in (None, before.until)
+            return
+        if before.state in FINAL:  # a person wants it once more
             assert (after.failures, after.crashes, after.token, after.worker) == (0, 0, None, None)
             return
         assert after.failures >= before.failures

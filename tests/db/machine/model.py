@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from worker.core.blame import SUSPECT_FROM
+from worker.core.priority import DEFAULT_PRIORITY
 from worker.core.states import FINAL, Ending, JobState
 from worker.db.transitions import Held
 
@@ -37,6 +38,13 @@ class Job:
     run_at: int
     first_due_at: int
     state: JobState = JobState.QUEUED
+    says: str | None = None
+    priority: int = DEFAULT_PRIORITY
+    expires: int | None = None
+    key: str | None = None
+    scope: str | None = None
+    until: int | None = None
+    started_at: int | None = None
     attempt: int = 0
     failures: int = 0
     crashes: int = 0
@@ -53,6 +61,18 @@ class Job:
         """Whether it has crashed so often that it runs without another such job beside it."""
         return self.crashes >= SUSPECT_FROM
 
+    @property
+    def never_started(self) -> bool:
+        """Whether it waits for its first attempt, so that it can be replaced."""
+        return self.state is JobState.QUEUED and self.attempt == 0
+
+    @property
+    def has_key(self) -> bool:
+        """Whether no other job may have its key."""
+        live = self.state in (JobState.QUEUED, JobState.RUNNING)
+        lasts = self.until is not None or self.never_started or (self.scope == "until_done" and live)
+        return self.key is not None and lasts
+
     def is_held_by(self, token: UUID) -> bool:
         """Whether this token may write the job."""
         return self.state is JobState.RUNNING and self.token == token
@@ -63,13 +83,21 @@ Jobs: TypeAlias = Mapping[UUID, Job]
 
 @dataclass(frozen=True)
 class Effect:
-    """What a move does: the jobs it changes (None: gone), the rows it locks, what it answers, whom it rescues."""
+    """What a move does: the jobs it changes (None: gone), the rows it locks, what it answers, whom it rescues.
+
+    Args:
+        waits_for: the rows that it looks for besides those it locks in the end, and the keys that it tries to take.
+        knows: the keys of which it has decided who has them before it comes to wait.
+
+    """
 
     changed: Mapping[UUID, Job | None] = field(default_factory=dict)
     locks: frozenset[UUID] = frozenset()
     answer: Any = None
     rescued: UUID | None = None
     worker_is_gone: bool = False
+    waits_for: frozenset[UUID | str] = frozenset()
+    knows: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -80,7 +108,7 @@ class View:
         now: the hour.
         jobs: what is committed.
         locked: the rows that another transaction holds: a claim, a rescue and a prune pass them by.
-        by_due: the ids in the order of `run_at`, as the rows have it: within an hour only they know.
+        by_rank: the ids in the order of `run_at` and priority, as the rows have it: within an hour only they know.
         by_finish: the ids in the order of `finished_at`, likewise.
         workers: the rows of workers, each with whether it has announced its stop.
         in_rescue: the worker that another transaction is rescuing.
@@ -90,7 +118,7 @@ class View:
     now: int
     jobs: Jobs
     locked: Collection[UUID]
-    by_due: Sequence[UUID]
+    by_rank: Sequence[UUID]
     by_finish: Sequence[UUID]
     workers: Mapping[UUID, bool]
     in_rescue: UUID | None
@@ -99,6 +127,11 @@ class View:
         """Whether the job waits and its time has come."""
         job = self.jobs.get(job_id)
         return job is not None and job.state is JobState.QUEUED and job.run_at <= self.now
+
+
+def expired(view: View, job: Job) -> bool:
+    """Whether no attempt of it may start any more."""
+    return job.expires is not None and job.expires <= view.now
 
 
 def enqueue(view: View, job_id: UUID, queue: str, hours: int) -> Effect:
@@ -119,10 +152,10 @@ def claim(view: View, ids: Iterable[UUID], token: UUID, worker: UUID, *, may_tak
 def scan(
     view: View, queues: Collection[str], room: int, token: UUID, worker: UUID, *, may_take_suspect: bool
 ) -> Effect:
-    """The longest due of these queues; suspects are looked at only where one may be taken."""
+    """The first by rank of these queues; suspects are looked at only where one may be taken."""
     due = [
         job_id
-        for job_id in view.by_due
+        for job_id in view.by_rank
         if view.is_due(job_id)
         and job_id not in view.locked
         and view.jobs[job_id].queue in queues
@@ -141,11 +174,12 @@ def _claimed(view: View, due: Sequence[UUID], token: UUID, worker: UUID, *, may_
             token=token,
             worker=worker,
             attempt=view.jobs[job_id].attempt + 1,
+            started_at=view.now,
         )
         for job_id in due
         if job_id not in refused
     }
-    answer = {(job_id, job.attempt, job.failures, job.crashes) for job_id, job in taken.items()}
+    answer = {(job_id, job.attempt, job.failures, job.crashes, expired(view, job)) for job_id, job in taken.items()}
     return Effect(taken, frozenset(due), answer)
 
 
@@ -206,9 +240,11 @@ def _after(view: View, job_id: UUID, how: Leave) -> Job:
     job = view.jobs[job_id]
     flagged = how.state is JobState.QUEUED and job.cancel_requested
     state = JobState.CANCELLED if flagged else how.state
+    too_late = job.expires is not None and job.started_at is not None and job.expires <= job.started_at
     return replace(
         job,
         state=state,
+        until=None if too_late and state is JobState.CANCELLED else job.until,
         run_at=view.now + how.wait if state is JobState.QUEUED else job.run_at,
         finished_at=view.now if state in FINAL else None,
         failures=job.failures + how.failures,
@@ -239,76 +275,7 @@ def _rescued(job: Job, blamed: bool, reason: str) -> Leave:
     return Leave(JobState.FAILED if last else JobState.QUEUED, Ending.CRASHED, crashes=1, error=reason)
 
 
-# ── people, and what runs on a clock ────────────────────────────────────────────────────────────────────────────────
-
-
-def request_cancel(view: View, job_id: UUID, reason: str) -> Effect:
-    """What waits is cancelled, what runs is flagged, what is final stays; how it stood is the answer."""
-    job = view.jobs.get(job_id)
-    if job is None:
-        return Effect()
-    effect = Effect({}, frozenset({job_id}), (job.state, job.worker))
-    if job.state is JobState.QUEUED:
-        ended = replace(job, state=JobState.CANCELLED, cancel_requested=True, finished_at=view.now, error=reason)
-        return replace(effect, changed={job_id: ended})
-    if job.state is JobState.RUNNING:
-        return replace(effect, changed={job_id: replace(job, cancel_requested=True)})
-    return effect
-
-
-def retry_by_hand(view: View, job_id: UUID) -> Effect:
-    """What has ended waits again as if it had never run; how it stood is the answer, and whether it was moved."""
-    job = view.jobs.get(job_id)
-    if job is None:
-        return Effect()
-    moved = _by_hand(view, [job_id], list(FINAL))
-    return Effect(
-        {one: _as_new(view, view.jobs[one]) for one in moved}, frozenset({job_id}), (job.state, job_id in moved)
-    )
-
-
-def retry_many(view: View, ids: Collection[UUID], states: Collection[JobState]) -> Effect:
-    """The same of those in these states that nobody locks; the answer tells of each that was not passed by."""
-    moved, free = _by_hand(view, ids, states), _free(view, ids)
-    answer = {(one, view.jobs[one].state, one in moved) for one in free}
-    return Effect({one: _as_new(view, view.jobs[one]) for one in moved}, free, answer)
-
-
-def delete_many(view: View, ids: Collection[UUID], states: Collection[JobState]) -> Effect:
-    """Those that have ended in these states are gone; the answer as of a retry."""
-    moved, free = _by_hand(view, ids, states), _free(view, ids)
-    return Effect(dict.fromkeys(moved), free, {(one, view.jobs[one].state, one in moved) for one in free})
-
-
-def request_cancel_many(view: View, ids: Collection[UUID], states: Collection[JobState], reason: str) -> Effect:
-    """Those in these states, each as one alone; the answer tells of each that was not passed by."""
-    free = _free(view, ids)
-    asked = [request_cancel(view, one, reason).changed for one in free if view.jobs[one].state in states]
-    changed = {job_id: job for one in asked for job_id, job in one.items()}
-    return Effect(changed, free, {(one, view.jobs[one].state, view.jobs[one].state in states) for one in free})
-
-
-def _free(view: View, ids: Collection[UUID]) -> frozenset[UUID]:
-    return frozenset(ids) & frozenset(view.jobs) - frozenset(view.locked)
-
-
-def _by_hand(view: View, ids: Collection[UUID], states: Collection[JobState]) -> set[UUID]:
-    """Those that have ended so; a success stays for a minute while its worker may still ask for it."""
-    return {
-        one
-        for one in ids
-        if one in view.jobs
-        and one not in view.locked
-        and (job := view.jobs[one]).state in FINAL & set(states)
-        and not (job.state is JobState.SUCCEEDED and job.finished_at == view.now and job.worker in view.workers)
-    }
-
-
-def _as_new(view: View, job: Job) -> Job:
-    noted = job.noted
-    if job.state is JobState.SUCCEEDED:
-        noted = (*noted, Noted(job.attempt, job.token, job.worker, Ending.SUCCEEDED, None, None))
-    return Job(job.queue, view.now, view.now, attempt=job.attempt, noted=noted)
+# ── what runs on a clock ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def prune(view: View, state: JobState, keep: int, batch: int) -> Effect:
@@ -319,14 +286,15 @@ def prune(view: View, state: JobState, keep: int, batch: int) -> Effect:
         if (job := view.jobs[job_id]).state is state
         and job.finished_at is not None
         and job.finished_at <= view.now - keep
+        and (job.until is None or job.until <= view.now)
         and job_id not in view.locked
     ][:batch]
     return Effect(dict.fromkeys(old), frozenset(old), len(old))
 
 
-def waiting(view: View) -> set[tuple[str, UUID]]:
-    """The jobs that Redis must know, each with its queue."""
-    return {(job.queue, job_id) for job_id, job in view.jobs.items() if view.is_due(job_id)}
+def waiting(view: View) -> set[tuple[str, int, UUID]]:
+    """The jobs that Redis must know, each with its queue and priority."""
+    return {(job.queue, job.priority, job_id) for job_id, job in view.jobs.items() if view.is_due(job_id)}
 
 
 def running_under(view: View, worker: UUID) -> dict[Held, bool]:

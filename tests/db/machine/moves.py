@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+import json
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -13,13 +14,19 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tests.db.machine import model
+from tests.db.machine import keyed, model
+from tests.db.machine import people as of_people
+from tests.db.machine.keyed import Asked
 from tests.db.machine.model import MAX_CRASHES, Effect, Leave, View
+from worker.core.errors import AlreadyEnqueued
 from worker.core.outcome import ErrorText
 from worker.core.states import FINAL, Ending, JobState
 from worker.db import people, reads, transitions, workers
+from worker.db.people import Again
 from worker.db.statements.enqueue import ENQUEUE
 from worker.db.transitions import ClaimedJob, Held, Moved
+from worker.flow import unique
+from worker.flow.call import Call, Unique
 
 ERROR = ErrorText("ValueError", "no such word", "Traceback: line 1")
 SAID = f"{ERROR.type}: {ERROR.message}"
@@ -39,6 +46,7 @@ class Move:
         send: what PostgreSQL is asked; its answer is in the model's words.
         held: what it does about rows that another transaction holds.
         in_transaction: whether it is several statements, which belong into one transaction.
+        looks_again: whether it sees all jobs as they are once it has waited, and not only those it has waited for.
 
     """
 
@@ -47,6 +55,7 @@ class Move:
     send: Callable[[AsyncConnection], Awaitable[Any]]
     held: Literal["waits", "passes by", "fails"] = "waits"
     in_transaction: bool = False
+    looks_again: bool = False
 
 
 def hours(count: int) -> timedelta:
@@ -67,7 +76,7 @@ def _left(moved: Collection[Moved | None]) -> set[Any]:
 
 
 def _claimed(jobs: Collection[ClaimedJob]) -> set[Any]:
-    return {(job.held.job_id, job.attempt, job.failures, job.crashes) for job in jobs}
+    return {(job.held.job_id, job.attempt, job.failures, job.crashes, job.expired_at is not None) for job in jobs}
 
 
 def enqueue(job_id: UUID, queue: str, wait: int) -> Move:
@@ -76,6 +85,34 @@ def enqueue(job_id: UUID, queue: str, wait: int) -> Move:
         await connection.execute(ENQUEUE, {name: [value] for name, value in row.items()})
 
     return Move("enqueue", partial(model.enqueue, job_id=job_id, queue=queue, hours=wait), send)
+
+
+def enqueue_in_full(asked: Sequence[Asked], ids: list[UUID]) -> Move:
+    """The ids of those that are written are drawn meanwhile: `ids` has them afterwards."""
+
+    async def send(connection: AsyncConnection) -> Any:
+        try:
+            handles, _ = await connection.run_sync(unique.insert, [_call(one) for one in asked])
+        except AlreadyEnqueued as refused:
+            return ("taken", refused.job_id, refused.state)
+        ids[:] = [handle.id for handle in handles]
+        return [(handle.happened, handle.id) for handle in handles]
+
+    expected = partial(keyed.enqueue, asked=asked, ids=ids)
+    return Move("enqueue in full", expected, send, in_transaction=True, looks_again=True)
+
+
+def _call(one: Asked) -> Call:
+    lasts = None if one.lasts is None else hours(one.lasts)
+    return Call(
+        "tests.noop",
+        json.dumps({"says": one.says}),
+        one.queue,
+        hours(one.wait),
+        priority=one.priority,
+        expires=None if one.expires is None else hours(one.expires),
+        unique=None if one.key is None else Unique(one.key, one.scope, lasts, one.on_conflict),
+    )
 
 
 def claim(ids: Collection[UUID], token: UUID, worker: UUID, *, may_take_suspect: bool) -> Move:
@@ -206,23 +243,27 @@ def request_cancel(job_id: UUID) -> Move:
         found = await connection.run_sync(transitions.request_cancel, job_id, ASKED)
         return None if found is None else (found.stood, found.worker_id)
 
-    return Move("request cancel", partial(model.request_cancel, job_id=job_id, reason=ASKED), send)
+    return Move("request cancel", partial(of_people.request_cancel, job_id=job_id, reason=ASKED), send)
+
+
+def _told(found: Collection[Again]) -> set[Any]:
+    return {(one.job_id, one.stood, one.moved, one.key_is_taken) for one in found}
 
 
 def retry_by_hand(job_id: UUID) -> Move:
     async def send(connection: AsyncConnection) -> Any:
         found = await connection.run_sync(people.retry, job_id)
-        return None if found is None else (found.stood, found.moved)
+        return None if found is None else _told([found])
 
-    return Move("retry by hand", partial(model.retry_by_hand, job_id=job_id), send)
+    return Move("retry by hand", partial(of_people.retry_by_hand, job_id=job_id), send)
 
 
 def retry_many(ids: Collection[UUID], states: Collection[JobState]) -> Move:
     async def send(connection: AsyncConnection) -> Any:
         found = await people.retry_many(connection, list(ids), states=states)
-        return {(one.job_id, one.stood, one.moved) for one in found}
+        return _told(found)
 
-    return Move("retry many by hand", partial(model.retry_many, ids=ids, states=states), send, held="passes by")
+    return Move("retry many by hand", partial(of_people.retry_many, ids=ids, states=states), send, held="passes by")
 
 
 def delete_many(ids: Collection[UUID], states: Collection[JobState]) -> Move:
@@ -230,7 +271,7 @@ def delete_many(ids: Collection[UUID], states: Collection[JobState]) -> Move:
         found = await people.delete_many(connection, list(ids), states=states)
         return {(one.job_id, one.stood, one.moved) for one in found}
 
-    return Move("delete", partial(model.delete_many, ids=ids, states=states), send, held="passes by")
+    return Move("delete", partial(of_people.delete_many, ids=ids, states=states), send, held="passes by")
 
 
 def request_cancel_many(ids: Collection[UUID], states: Collection[JobState]) -> Move:
@@ -238,7 +279,7 @@ def request_cancel_many(ids: Collection[UUID], states: Collection[JobState]) -> 
         found = await people.request_cancel_many(connection, list(ids), ASKED, states=states)
         return {(job_id, request.stood, wanted) for job_id, request, wanted in found}
 
-    expected = partial(model.request_cancel_many, ids=ids, states=states, reason=ASKED)
+    expected = partial(of_people.request_cancel_many, ids=ids, states=states, reason=ASKED)
     return Move("request cancel of many", expected, send, held="passes by")
 
 
@@ -255,10 +296,22 @@ def prune(state: JobState, keep: int, batch: int) -> Move:
 
 
 NAMES = (
-    *("enqueue", "claim", "claim by scan", "succeed", "succeed many", "retry", "retry, uncounted", "fail", "cancel"),
+    *(
+        "enqueue",
+        "enqueue in full",
+        "claim",
+        "claim by scan",
+        "succeed",
+        "succeed many",
+        "retry",
+        "retry, uncounted",
+        "fail",
+        "cancel",
+    ),
     *("snooze", "release", "release many", "rescue", "request cancel", "prune"),
     *("retry by hand", "retry many by hand", "delete", "request cancel of many"),
 )
+OF_A_KEY = tuple(f"a key: {what}" for what in ("created", "exists", "replaced", "taken"))
 
 
 async def is_waiting(there: AsyncConnection, pid: int, sent: asyncio.Future[Any]) -> None:

@@ -20,11 +20,13 @@ from hypothesis.stateful import initialize, precondition, rule, run_state_machin
 
 from tests.db.machine import model, moves
 from tests.db.machine.base import Base, Q, R
+from tests.db.machine.keyed import Asked
 from tests.db.machine.moves import Move
-from tests.db.machine.world import QUEUES, World
+from tests.db.machine.world import PRIORITIES, QUEUES, World
 from tests.servers import DATABASE_VARIABLE
 from worker.core.states import FINAL, JobState
 from worker.db.transitions import Held
+from worker.flow import unique
 from worker.settings import Settings
 from worker.upkeep import reconcile
 
@@ -44,6 +46,24 @@ token = st.tuples(st.sampled_from(["mine", "mine", "any", "of another job"]), st
 """Which claim a worker answers with: one that holds its job, any that was ever made, or one of another job."""
 worker = st.integers(0, 1)
 queues = st.sampled_from([QUEUES, QUEUES, QUEUES[:1], QUEUES[1:]])
+
+asked = st.lists(
+    st.builds(
+        Asked,
+        says=st.sampled_from(["this", "that"]),
+        queue=st.sampled_from(QUEUES),
+        wait=wait,
+        priority=st.sampled_from(PRIORITIES),
+        expires=st.sampled_from([None, None, 1, 3]),
+        key=st.sampled_from(["a", "a", "b", None]),
+        scope=st.sampled_from(["until_started", "until_done"]),
+        lasts=st.sampled_from([None, None, 1, 3]),
+        on_conflict=st.sampled_from(["skip", "replace", "raise"]),
+    ),
+    min_size=1,
+    max_size=2,
+    unique_by=lambda one: one.key,
+)
 
 Verb = Callable[[Held, int], Move]
 VerbOfMany = Callable[[list[Held]], Move]
@@ -66,6 +86,18 @@ class Machine(Base):
     def enqueue(self, there: bool, queue: str, wait: int) -> None:
         self.ids.append(self.draw())
         self.make(moves.enqueue(self.ids[-1], queue, wait), there)
+
+    @precondition(lambda self: len(self.ids) < _MOST_JOBS)
+    @rule(there=where, asked=asked, commit=st.booleans())
+    def enqueue_in_full(self, there: bool, asked: list[Asked], commit: bool) -> None:
+        """With priorities, deadlines and keys: what another has already may be skipped, replaced, or refused."""
+        ids = [self.draw() for _ in asked]
+        effect = self.make(moves.enqueue_in_full(asked, ids), there, commit=commit)
+        self.ids += [job_id for job_id in effect.changed if job_id not in self.ids]
+        for happened, *_ in effect.answer if isinstance(effect.answer, list) else [effect.answer]:
+            self.world.done[f"a key: {happened}"] += 1
+
+    enqueue_in_full_ = enqueue_in_full
 
     @precondition(lambda self: self.there_are(Q))
     @rule(there=where, indices=numbers, worker=worker, may=st.booleans())
@@ -188,12 +220,13 @@ def test_whatever_happens_in_whatever_order_the_rows_are_what_the_model_says(
 ) -> None:
     monkeypatch.setattr(reconcile, "_PAGE", 3)
     with World(settings) as world:
+        monkeypatch.setattr(unique, "uuid7", world.draw)
         run_state_machine_as_test(partial(Machine, world), settings=_examples())  # type: ignore[arg-type]  # a factory of machines, as its documentation has it
 
     print(f"{world.steps} steps:", *(f"\n{count:6} {what}" for what, count in sorted(world.done.items())))
     assert world.steps >= STEPS
     if not _SECOND_PASS:
-        for what in (*moves.NAMES, "a suspect runs", "a job fails for its crashes"):
+        for what in (*moves.NAMES, *moves.OF_A_KEY, "a suspect runs", "a job fails for its crashes"):
             assert world.done[what] + world.done[f"{what}, here"], f"{what}: has never happened"
         for what in ("waits", "fails"):
             assert [done for done in world.done if what in done], f"none ever {what} for a locked row"

@@ -13,13 +13,16 @@ from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
 
+from tests.db.machine.keyed import EXPIRED
 from tests.db.machine.model import Job, Noted
 from tests.db.machine.moves import Move, is_waiting
 from tests.support import a_work, hints, payload_ids
-from worker.broker.keys import PAYLOAD_PREFIX, queue_key
+from worker.broker.keys import PAYLOAD_PREFIX, lane_key
+from worker.core.priority import DEFAULT_PRIORITY, STEP
 from worker.core.states import JobState
 from worker.db import reads, workers
 from worker.db.failures import is_contention
@@ -31,12 +34,17 @@ from worker.upkeep import reconcile
 T = TypeVar("T")
 
 QUEUES = ("default", "night")
+PRIORITIES = (0, DEFAULT_PRIORITY)
+LANES = {(queue, priority): lane_key(queue, priority) for queue in QUEUES for priority in PRIORITIES}
 
 _ROWS = """
-    SELECT id, queue, state, attempt, failures, crashes, cancel_requested, token, worker_id, run_at, finished_at, error,
+    SELECT id, queue, args ->> 'says' AS says, priority, unique_key, unique_for, state, attempt, failures, crashes, cancel_requested, token, worker_id, run_at, finished_at, error,
         result::text AS result, started_at IS NOT NULL AS started,
         (extract(epoch FROM run_at - clock_timestamp()) / 3600)::float8 AS due_in,
         (extract(epoch FROM first_due_at - clock_timestamp()) / 3600)::float8 AS first_due_in,
+        (extract(epoch FROM started_at - clock_timestamp()) / 3600)::float8 AS started_in,
+        (extract(epoch FROM expires_at - clock_timestamp()) / 3600)::float8 AS expires_in,
+        (extract(epoch FROM unique_until - clock_timestamp()) / 3600)::float8 AS unique_in,
         (extract(epoch FROM finished_at - clock_timestamp()) / 3600)::float8 AS finished_in,
         (SELECT jsonb_agg(jsonb_build_array(number, token, worker_id, ending, error, traceback) ORDER BY number)::text
             FROM exarq.attempt WHERE job_id = job.id) AS noted
@@ -45,7 +53,8 @@ _ROWS = """
 _EMPTY = "DELETE FROM exarq.job; DELETE FROM exarq.attempt; DELETE FROM exarq.worker WHERE id <> '{}'"
 _LATER = """
     UPDATE exarq.job SET run_at = run_at - $1::interval, first_due_at = first_due_at - $1::interval,
-        finished_at = finished_at - $1::interval
+        finished_at = finished_at - $1::interval, started_at = started_at - $1::interval,
+        expires_at = expires_at - $1::interval, unique_until = unique_until - $1::interval
 """
 
 
@@ -58,6 +67,11 @@ class Row:
     run_at: datetime
     finished_at: datetime | None
 
+    @property
+    def rank(self) -> datetime:
+        """When its turn is, among those that are due."""
+        return self.run_at + (self.job.priority - DEFAULT_PRIORITY) * STEP
+
 
 class World:
     """A PostgreSQL and a Redis for the machine: `here` each statement commits by itself, `there` one stays open."""
@@ -69,6 +83,7 @@ class World:
         self._transaction: AsyncTransaction | None = None
         self.steps = 0
         self.done: Counter[str] = Counter()
+        self._drawn = 0
 
     def __enter__(self) -> Self:
         self.run(self._open())
@@ -100,15 +115,21 @@ class World:
         try:
             await self.empty()
             payloads = [PAYLOAD_PREFIX + job_id for job_id in await payload_ids(self.redis)]
-            await self.redis.delete(*map(queue_key, QUEUES), *payloads)
+            await self.redis.delete(*LANES.values(), *payloads)
         finally:
             await self._opened.aclose()
 
     async def empty(self) -> None:
         """No job, no worker, no hint, and nothing open."""
+        self._drawn = 0
         await self.end(commit=False)
         await self._driver.execute(_EMPTY.format(self._work.identity.id))
-        await self.redis.delete(*map(queue_key, QUEUES))
+        await self.redis.delete(*LANES.values())
+
+    def draw(self) -> UUID:
+        """An id whose order says nothing about when it was drawn, and which is the same at every repetition."""
+        self._drawn += 1
+        return UUID(int=self._drawn * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128)
 
     # ── moves ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -139,9 +160,17 @@ class World:
 
     async def send_and_end(self, move: Move, *, commit: bool) -> Any:
         """Make a move that has to wait for the transaction that is open, and end that."""
-        sent: asyncio.Future[Any] = asyncio.ensure_future(move.send(self._here))
+        async with AsyncExitStack() as opened:
+            connection, pid = self._here, self._pid
+            if move.in_transaction:
+                connection = await opened.enter_async_context(self._engine.begin())
+                pid = await connection.scalar(text("SELECT pg_backend_pid()"))
+            return await self._send_on(connection, pid, move, commit=commit)
+
+    async def _send_on(self, connection: AsyncConnection, pid: int, move: Move, *, commit: bool) -> Any:
+        sent: asyncio.Future[Any] = asyncio.ensure_future(move.send(connection))
         try:
-            await is_waiting(self._there, self._pid, sent)
+            await is_waiting(self._there, pid, sent)
         except BaseException:
             commit = False
             raise
@@ -191,20 +220,24 @@ class World:
             if await self._driver.fetchval(again) is None:
                 return
 
-    async def due_hints(self) -> set[tuple[str, UUID]]:
-        """The jobs that Redis offers at once or after a lease at the latest, each with its queue."""
+    async def due_hints(self) -> set[tuple[str, int, UUID]]:
+        """The jobs that Redis offers at once or after a lease at the latest, each with its queue and priority."""
         seconds, micros = await self.redis.time()
         latest = (seconds + micros / 1e6 + self._settings.worker.lease.total_seconds()) * 1000
-        found = {queue: await hints(self.redis, queue) for queue in QUEUES}
-        return {(queue, UUID(raw)) for queue in QUEUES for raw, score in found[queue].items() if score <= latest}
+        found = {lane: await hints(self.redis, *lane) for lane in LANES}
+        return {(*lane, UUID(raw)) for lane in LANES for raw, score in found[lane].items() if score <= latest}
 
     async def spoil(self, lost: Collection[UUID], late: Collection[UUID]) -> None:
         """Let Redis forget the hints of some jobs, and believe of others that they are due much later."""
-        for key in map(queue_key, QUEUES):
+        for key in LANES.values():
             if late:
                 await self.redis.zadd(key, {str(job_id): 2e12 for job_id in late}, xx=True)
             if lost:
                 await self.redis.zrem(key, *map(str, lost))
+
+
+def _hour(hours: float | None, now: int) -> int | None:
+    return None if hours is None else now + round(hours)
 
 
 def _row(found: Any, now: int) -> Row:
@@ -213,6 +246,13 @@ def _row(found: Any, now: int) -> Row:
         queue=found["queue"],
         run_at=now + round(found["due_in"]),
         first_due_at=now + round(found["first_due_in"]),
+        says=found["says"],
+        priority=found["priority"],
+        expires=_hour(found["expires_in"], now),
+        key=found["unique_key"],
+        scope=found["unique_for"],
+        until=_hour(found["unique_in"], now),
+        started_at=_hour(found["started_in"], now),
         state=JobState(found["state"]),
         attempt=found["attempt"],
         failures=found["failures"],
@@ -220,9 +260,9 @@ def _row(found: Any, now: int) -> Row:
         cancel_requested=found["cancel_requested"],
         token=found["token"],
         worker=found["worker_id"],
-        finished_at=None if found["finished_in"] is None else now + round(found["finished_in"]),
+        finished_at=_hour(found["finished_in"], now),
         result=json.loads(found["result"] or "null"),
-        error=found["error"],
+        error=EXPIRED if str(found["error"]).startswith(EXPIRED) else found["error"],
         noted=tuple(Noted(number, UUID(token), UUID(worker), *rest) for number, token, worker, *rest in noted),
     )
     return Row(job, found["started"], found["run_at"], found["finished_at"])
