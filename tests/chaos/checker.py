@@ -116,7 +116,7 @@ INVARIANTS: Final[Mapping[str, str]] = {
             WHERE holder.worker_id = history.worker_id AND 'exarq ' || author.worker_id = writer)
         AND NOT EXISTS (  -- nor given back in the name of a worker that is no more
             SELECT FROM exarq.attempt WHERE attempt.job_id = history.job_id AND attempt.token = history.old_token
-            AND attempt.error LIKE 'worker % stopped beating%')
+            AND (attempt.error LIKE 'worker % stopped beating%' OR attempt.error LIKE 'its process % died %'))
     """,
     "illegal_moves": """
         SELECT job_id, coalesce(was, 'nothing') || ' → ' || coalesce(became, 'nothing') FROM history
@@ -147,7 +147,7 @@ INVARIANTS: Final[Mapping[str, str]] = {
             SELECT count(*) AS kills FROM exarq.attempt JOIN killed USING (worker_id)
             WHERE job_id = id AND ending = 'crashed') AS of_ours
         WHERE state = 'failed' AND ends <> 'failed' AND NOT (  -- a poison job costs its neighbours two crashes at most
-            coalesce(error LIKE 'worker % stopped beating%', false) AND kills > 0 AND crashes - kills <= 2)
+            coalesce(error LIKE 'worker % stopped beating%' OR error LIKE 'its process % died %', false) AND kills > 0 AND crashes - kills <= 2)
     """,
     "false_rescues": """
         SELECT worker_id, 'was rescued and had not been silent' FROM id JOIN (

@@ -1,4 +1,4 @@
-"""The processes under test, three workers and two producers: started, killed, stopped, and started again."""
+"""The processes under test, workers and producers: started, killed, stopped, and started again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import UUID
 
-from tests.chaos import producer, worker
+from tests.chaos import producer, sync_producer, worker
 from tests.chaos.evidence import whole_lines
 from tests.warm import Forked, Place
 
@@ -45,11 +45,11 @@ class Process:
         place = Place(_ROOT, environment, Path(os.devnull), self.output, self.output)
         self._handle = Forked(place, main)
 
-    def start_program(self, environment: dict[str, str]) -> None:
-        """Start a worker as a program of its own."""
+    def start_program(self, environment: dict[str, str], module: str = "worker") -> None:
+        """Start a module of ours, a worker's, as a program of its own."""
         with self.output.open("ab") as log:
             self._handle = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.worker"],
+                [sys.executable, "-m", f"tests.chaos.{module}"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=_ROOT, env=environment,
             )  # fmt: skip
 
@@ -107,3 +107,4 @@ def environment(**ours: object) -> dict[str, str]:
 
 WORKER: Final = worker.main
 PRODUCER: Final = producer.main
+SYNC_PRODUCER: Final = sync_producer.main

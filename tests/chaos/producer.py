@@ -19,14 +19,13 @@ from arq.connections import ArqRedis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from tests.chaos import jobs
+from tests.chaos.calls import a_call, keyed_calls
 from tests.chaos.evidence import Evidence
 from tests.chaos.worker import FILE, die_with_parent, install_twin
 from worker.broker.connection import connect
 from worker.broker.keys import PAYLOAD_PREFIX
 from worker.core.states import JobState
 from worker.db.failures import is_transient
-from worker.flow.call import Call
 from worker.flow.cancel import cancel
 from worker.flow.enqueue import enqueue, enqueue_many
 from worker.flow.handle import Handle, handle_of
@@ -38,7 +37,6 @@ SEED: Final = "CHAOS_SEED"
 DATABASE: Final = "CHAOS_DATABASE"
 REDIS: Final = "CHAOS_REDIS"
 _AT_ONCE: Final = 4
-_KEYS: Final = 8
 _PLACED: Final = text("INSERT INTO placed (job_id) SELECT unnest(CAST(:jobs AS uuid[]))")
 
 
@@ -54,6 +52,7 @@ class Producer:
         self._rng = random.Random(seed)
         self._rate = 0.0
         self._mix: dict[str, float] = {}
+        self._waits = 0.0
         self._stop = asyncio.Event()
         self._last: list[UUID] = []  # placed by this producer
         self._waiting: list[asyncio.Task[None]] = []  # for results
@@ -72,7 +71,7 @@ class Producer:
         while not self._stop.is_set():
             with suppress(ValueError, OSError):  # read in the middle of its replacement
                 told = json.loads(self._control.read_text())
-                self._rate, self._mix = told["rate"], told["mix"]
+                self._rate, self._mix, self._waits = told["rate"], told["mix"], told["waits"]
             await asyncio.sleep(0.1)
 
     async def _place_until_stopped(self) -> None:
@@ -110,7 +109,9 @@ class Producer:
         async with self._sessions() as session:
             dice = self._rng.random()
             if dice < 0.06:
-                handles = await enqueue_many(session, [self._call() for _ in range(self._rng.randint(5, 20))])
+                handles = await enqueue_many(
+                    session, [a_call(self._rng, self._mix) for _ in range(self._rng.randint(5, 20))]
+                )
                 kept = [handle.id for handle in handles]
             elif dice < 0.10:
                 kept = [(await enqueue(session, "chaos.one")).id]
@@ -132,37 +133,12 @@ class Producer:
             return max(1, len(kept))
 
     async def _keyed(self, session: AsyncSession) -> list[UUID]:
-        """Jobs whose keys other transactions are after too; those that were there already are not of this one."""
-        unique: list[Any] = ["until_started", "until_done", timedelta(seconds=1)]
-        calls = [
-            jobs.one.options(
-                key=str(self._rng.randint(1, _KEYS)), unique=self._rng.choice(unique), delay=self._rng.choice([0, 0.5])
-            ).call()
-            for _ in range(self._rng.randint(1, 3))
-        ]
-        return [handle.id for handle in await enqueue_many(session, calls) if handle.happened == "created"]
+        """Those that were there already are not of this transaction."""
+        handles = await enqueue_many(session, keyed_calls(self._rng))
+        return [handle.id for handle in handles if handle.happened == "created"]
 
     async def _one(self, session: AsyncSession) -> Any:
-        return (await enqueue_many(session, [self._call()]))[0]
-
-    def _call(self) -> Call:
-        kind = self._rng.choices(list(self._mix), list(self._mix.values()))[0]
-        function: Any = getattr(jobs, kind.split(":")[0])
-        options: dict[str, Any] = {}
-        if self._rng.random() < 0.05:
-            options["delay"] = self._rng.uniform(0.2, 2)
-        if self._rng.random() < 0.15:
-            options["priority"] = self._rng.randint(0, 9)
-        function = function.options(**options)
-        match kind.split(":"):
-            case ["slow" | "late" | "naps" | "steps", seconds]:
-                return function.call(float(seconds) * self._rng.uniform(0.2, 1))  # type: ignore[no-any-return]
-            case ["flaky"]:
-                return function.call(self._rng.randint(1, 3))  # type: ignore[no-any-return]
-            case ["blocks", how, seconds]:
-                return function.call(how, float(seconds))  # type: ignore[no-any-return]
-            case _:
-                return function.call()  # type: ignore[no-any-return]
+        return (await enqueue_many(session, [a_call(self._rng, self._mix)]))[0]
 
     async def _undone_in_a_savepoint(self, session: AsyncSession) -> list[UUID]:
         savepoint = await session.begin_nested()
@@ -180,7 +156,7 @@ class Producer:
             raise
         self._evidence.note("committed", jobs=kept)
         self._last = [*self._last, *kept][-20:]
-        if kept and self._rng.random() < 0.05:
+        if kept and self._rng.random() < self._waits:
             self._waiting.append(asyncio.create_task(self._wait_for(handle_of(session, kept[0]))))
 
     async def _wait_for(self, handle: Handle[Any]) -> None:

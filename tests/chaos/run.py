@@ -12,9 +12,10 @@ from typing import Any, Final
 from tests.chaos import measure
 from tests.chaos.checker import Offence
 from tests.chaos.faults import Fault, catalogue, of_workers, targets
+from tests.chaos.fleet import Pace
 from tests.chaos.measure import Window
 from tests.chaos.screen import Screen
-from tests.chaos.stage import Pace, Stage, a_stage
+from tests.chaos.stage import Stage, a_stage
 
 MIX: Final = "mix"
 EVERY: Final = "every"

@@ -10,8 +10,18 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.checker import Findings
-from tests.chaos.stage import Pace, Stage, a_stage
-from tests.chaos.twins import TWINS, Scenario, a_blocked_worker, a_clock_ahead, a_kill, a_wipe, suspects, work
+from tests.chaos.fleet import Pace
+from tests.chaos.stage import Stage, a_stage
+from tests.chaos.twins import (
+    TWINS,
+    Scenario,
+    a_blocked_worker,
+    a_clock_ahead,
+    a_kill,
+    a_wipe,
+    suspects,
+    work,
+)
 
 pytestmark = pytest.mark.timeout(180)  # a loaded machine; each is caught in far less
 _LIMIT = 60.0
@@ -46,4 +56,6 @@ async def _run(folder: Path, scenario: Scenario, twin: str | None) -> Findings:
 
 
 def _a_stage(folder: Path, twin: str | None) -> AbstractAsyncContextManager[Stage]:
-    return a_stage(folder, pace=Pace(1.0), seed="twins", producers=1, twin=twin, exarq_jobs_max_crashes=3)
+    return a_stage(
+        folder, pace=Pace(1.0), seed="twins", producers=1, sync_producers=0, twin=twin, exarq_jobs_max_crashes=3
+    )

@@ -46,6 +46,6 @@ def fault(*breaks: str) -> Callable[[Break], Break]:
 
 def catalogue() -> dict[str, Fault]:
     """All faults, by name."""
-    from tests.chaos.faults import of_postgres, of_redis, of_workers, targets  # noqa: F401 — each adds its own
+    from tests.chaos.faults import of_parents, of_postgres, of_redis, of_workers, targets  # noqa: F401 — each adds its own
 
     return FAULTS

@@ -9,7 +9,8 @@ from typing import Final
 from sqlalchemy import text
 
 from tests.chaos.faults import fault
-from tests.chaos.stage import AWAY, OBSERVER, Stage
+from tests.chaos.fleet import AWAY
+from tests.chaos.stage import OBSERVER, Stage
 from tests.proxy import is_commit
 
 _TERMINATE: Final = text(
