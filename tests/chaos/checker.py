@@ -94,11 +94,13 @@ INVARIANTS: Final[Mapping[str, str]] = {
         WHERE state = 'succeeded' AND ends <> 'succeeded'
         UNION ALL SELECT ours.id, 'part ' || part || ' is visible, which it had undone' FROM ours
         JOIN effect ON effect.job_id = ours.id WHERE part >= parts
-        UNION ALL SELECT heard.job_id, 'its result was told as of attempt ' || heard.attempt || ', and it is '
+        UNION ALL SELECT job_id, why FROM seen_out_of_step
+    """,
+    "told_otherwise": """
+        SELECT heard.job_id, 'its result was told as of attempt ' || heard.attempt || ', and it is '
             || coalesce(job.state, 'gone') || ', attempt ' || coalesce(job.attempt, 0)
         FROM heard LEFT JOIN exarq.job ON id = job_id
         WHERE state IS DISTINCT FROM 'succeeded' OR CAST(result ->> 'attempt' AS integer) <> heard.attempt
-        UNION ALL SELECT job_id, why FROM seen_out_of_step
     """,
     "stale_accepted": """
         SELECT id, 'row of attempt ' || attempt || ', result ' || coalesce(CAST(result AS text), 'none') FROM ours

@@ -127,6 +127,13 @@ async def has_begun(engine: AsyncEngine, job_id: UUID) -> bool:
         return bool((await connection.execute(found, {"id": job_id})).scalar_one())
 
 
+async def some_run(engine: AsyncEngine, at_least: int) -> bool:
+    """Whether so many jobs run."""
+    async with engine.connect() as connection:
+        found = text("SELECT count(*) FROM exarq.job WHERE state = 'running'")
+        return int((await connection.execute(found)).scalar_one()) >= at_least
+
+
 async def out_of_step(engine: AsyncEngine, since: int) -> tuple[int, list[tuple[str, str]]]:
     """The jobs whose result is visible without their effects or the reverse, among those that moved after `since`."""
     async with engine.connect() as connection:

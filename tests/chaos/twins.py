@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -22,8 +23,10 @@ from tests.chaos import jobs, looks
 from tests.chaos.stage import Stage
 from worker.broker import scripts
 from worker.core import blame
+from worker.core.states import JobState
 from worker.core.watch import Watch
-from worker.db import reads, transitions
+from worker.db import ends, reads, transitions
+from worker.db.ends import Stand
 from worker.db.models import Job, Worker
 from worker.db.send import once
 from worker.db.statements import enqueue as statements
@@ -32,6 +35,7 @@ from worker.flow import claim, complete, enqueue, unique
 from worker.flow.attempt import Attempt
 from worker.flow.claim import Claimer
 from worker.flow.holdings import Holdings, Run
+from worker.flow.waiting import NET
 from worker.upkeep import reconcile
 
 Scenario = Callable[[Stage], Awaitable[None]]
@@ -75,6 +79,17 @@ async def a_blocked_worker(stage: Stage) -> None:
     stage.excuse_all()  # whichever has it
     ids = await stage.place(jobs.blocks.call("c", 3.5 * lease), *naps, *lates)
     await stage.until(lambda: looks.have_ended(stage.engine, ids), "they have ended", 40)
+
+
+async def a_wait_through_kills(stage: Stage) -> None:
+    """Somebody waits for every job; all workers die in the middle of theirs, and others run them again."""
+    stage.load(60, {"naps:5": 1}, waits=1.0)
+    await stage.until(lambda: looks.some_run(stage.engine, 20), "many run")
+    await asyncio.sleep(2 * NET.total_seconds())  # each wait has looked since
+    stage.load(0)
+    for process in list(stage.workers):
+        await stage.kill(process)
+    await stage.begun(stage.start_worker(), stage.start_worker())
 
 
 async def a_wipe(stage: Stage) -> None:
@@ -268,6 +283,23 @@ def _takes_any_key() -> None:
     _put(unique, "ENQUEUE_UNLESS_THERE", statements.ENQUEUE_FULL)
 
 
+def _tells_what_runs() -> None:
+    """Who waits for a result takes the word of a running attempt, before its COMMIT."""
+    stands = ends.stands
+
+    async def with_what_runs(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, Stand]:
+        return {
+            id_: replace(
+                stand, state=JobState.SUCCEEDED, result=json.dumps({"job": str(id_), "attempt": stand.attempt})
+            )
+            if stand.state is JobState.RUNNING
+            else stand
+            for id_, stand in (await stands(connection, ids)).items()
+        }
+
+    _put(ends, "stands", with_what_runs)
+
+
 def _leaks(*, uncommitted: bool = False) -> None:
     """Now and then an attempt keeps its connection; maybe only where its transaction is still open."""
     close = Attempt.close
@@ -298,6 +330,7 @@ TWINS: Final[dict[str, Twin]] = {
     "forgets_claims": Twin("left_running", _forgets_claims, lost_claims),
     "gives_back_what_is_lost": Twin("illegal_moves", _gives_back_what_is_lost, a_blocked_worker),
     "takes_any_key": Twin("two_live", _takes_any_key, no_index),
+    "tells_what_runs": Twin("told_otherwise", _tells_what_runs, a_wait_through_kills),
     "leaks": Twin("pools_not_full", _leaks, work),
     "leaks_in_a_transaction": Twin("idle_in_transaction", partial(_leaks, uncommitted=True), work),
 }
