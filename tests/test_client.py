@@ -34,3 +34,13 @@ async def test_a_client_cancels_in_a_transaction_of_its_own_and_its_worker_is_to
     assert await state(engine, waits) == "cancelled"
     assert flagged
     assert told == [Cancelled(waits, installation), CancelAsked(runs, worker, installation)]
+
+
+@pytest.mark.parametrize("name", ["engine", "sessions", "publisher"])
+def test_a_client_that_is_not_open_says_how_to_open_it(settings: Settings, name: str) -> None:
+    client = Client(settings)
+
+    with pytest.raises(RuntimeError, match=rf"^this client is not open, so it has no {name}: `async with Client\(\)"):
+        getattr(client, name)
+
+    assert not hasattr(client, "session")

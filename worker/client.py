@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -34,9 +34,16 @@ class Client:
 
     """
 
-    engine: AsyncEngine
-    sessions: async_sessionmaker[AsyncSession]
-    publisher: Publisher
+    if TYPE_CHECKING:
+        engine: AsyncEngine
+        sessions: async_sessionmaker[AsyncSession]
+        publisher: Publisher
+    else:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in ("engine", "sessions", "publisher"):
+                raise RuntimeError(f"this client is not open, so it has no {name}: `async with Client() as client:`")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __init__(self, settings: Settings | None = None, *, publisher: Publisher | None = None) -> None:
         self._settings = settings or load_settings()

@@ -12,10 +12,12 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from tests.support import hints, row
+from worker.client import Client
 from worker.core.errors import ArgumentsInvalid, AutocommitRefused, SettingsError, TooLarge
 from worker.flow.enqueue import Call, call_by_name, enqueue, enqueue_many
 from worker.flow.job import JobFunction
 from worker.flow.publish import Publisher
+from worker.settings import Settings
 
 Sessions = async_sessionmaker[AsyncSession]
 
@@ -198,3 +200,17 @@ async def test_a_call_carries_what_it_was_given() -> None:
     call = CHARGE.options(delay=1.5).call(7)
 
     assert call == Call("tests.charge", '{"invoice":7}', "billing", timedelta(seconds=1.5), None)
+
+
+async def test_what_is_no_session_is_refused_with_the_way_to_one(settings: Settings) -> None:
+    async with Client(settings) as client:
+        with pytest.raises(TypeError, match=r"not a Client: `async with client\.sessions\.begin\(\) as session:`$"):
+            enqueue(client, "tests.charge")  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match="not a async_sessionmaker: `async with sessions"):
+            CHARGE.enqueue(client.sessions, 7)  # type: ignore[call-overload]
+
+
+async def test_a_function_is_refused_where_a_call_is_meant(sessions: Sessions) -> None:
+    async with sessions() as session:
+        with pytest.raises(TypeError, match=r"^enqueue_many takes calls, made by fn\.call\(…\), not .*tests\.charge"):
+            await enqueue_many(session, [CHARGE])  # type: ignore[list-item]

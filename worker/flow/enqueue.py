@@ -87,9 +87,14 @@ def enqueue_many(session: AsyncSession | SyncSession, calls: Iterable[Call]) -> 
         AlreadyEnqueued: a key is taken and its call may not go without; then none of these is written.
         AutocommitRefused: the session's connection is in AUTOCOMMIT.
         SettingsError: no publisher is bound to the session and no Redis address is set.
+        TypeError: one of them is no call, or the session is none.
 
     """
-    return in_session(session, _enqueue, list(calls))
+    made = list(calls)
+    for call in made:
+        if not isinstance(call, Call):
+            raise TypeError(f"enqueue_many takes calls, made by fn.call(…), not {call!r:.100}")
+    return in_session(session, _enqueue, made)
 
 
 def _enqueue(session: Session, calls: Sequence[Call]) -> list[Handle]:

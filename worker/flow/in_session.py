@@ -18,7 +18,23 @@ SyncSession: TypeAlias = Session | scoped_session[Any]
 def in_session(
     session: AsyncSession | SyncSession, step: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
 ) -> Any:
-    """What the step gives, of a sync session; of an async one, a coroutine of it."""
+    """What the step gives, of a sync session; of an async one, a coroutine of it.
+
+    Raises: `TypeError` for what is no session.
+    """
     if isinstance(session, AsyncSession):
         return session.run_sync(step, *args, **kwargs)
-    return step(session() if isinstance(session, scoped_session) else session, *args, **kwargs)
+    sync = session() if isinstance(session, scoped_session) else session
+    if not isinstance(sync, Session):
+        raise TypeError(_no_session(sync))
+    return step(sync, *args, **kwargs)
+
+
+def _no_session(given: object) -> str:
+    kind = type(given).__name__
+    how = (
+        "async with client.sessions.begin() as session:"
+        if kind == "Client"
+        else "async with sessions.begin() as session:"
+    )
+    return f"the first argument is the session in whose transaction this takes place, not a {kind}: `{how}`"
