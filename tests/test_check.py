@@ -16,6 +16,7 @@ import pytest
 from tests.cli.conftest import Command
 from tests.support import heard
 from worker.heartbeats import HeartbeatFile
+from worker.hooks import StartupFailed
 from worker.observe.events import HeartbeatFileFailed
 from worker.settings import load_settings
 from worker.upkeep.heartbeat_file import heartbeat_file
@@ -176,3 +177,17 @@ async def test_a_folder_that_cannot_be_written_is_told_once_and_stops_nothing(
             assert len(list((tmp_path / "taken" / "beats").iterdir())) == 1
     assert list((tmp_path / "taken" / "beats").iterdir()) == []
     assert len(events) == 1
+
+
+def test_no_file_stays_of_a_worker_that_could_not_start(tmp_path: Path) -> None:
+    settings = load_settings(worker={"heartbeat_folder": str(tmp_path)})
+
+    def start() -> None:
+        with heartbeat_file(settings) as beaten:
+            beaten()
+            raise StartupFailed("the startup hook raised")
+
+    with pytest.raises(StartupFailed):
+        start()
+
+    assert list(tmp_path.iterdir()) == []

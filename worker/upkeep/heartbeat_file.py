@@ -48,5 +48,7 @@ def heartbeat_file(
                 emit(HeartbeatFileFailed(file=str(error.filename), error=str(error.strerror)))
             told = True
 
-    yield beaten
-    file.remove()
+    try:
+        yield beaten
+    finally:
+        file.remove()
