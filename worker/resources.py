@@ -113,6 +113,7 @@ async def _open_sessions(
             connections=settings.worker.concurrency,
             connect_timeout=settings.database.connect_timeout,
             pooler=settings.database.pooler,
+            hide_parameters=settings.database.hide_parameters,
         )
         stack.push_async_callback(_dispose, engine)
         return make_sessions(engine, info)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
@@ -178,3 +179,21 @@ async def test_a_cancelled_wait_for_a_connection_leaves_none_behind(engine: Asyn
         assert await state(engine, job_id) == "failed"
         assert work.jobs_engine.pool.status().endswith("Current Checked out connections: 0")
     assert await notes(engine) == []
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+async def test_values_that_a_job_sent_are_not_stored_with_its_error_unless_the_settings_say_so(
+    engine: AsyncEngine, settings: Settings, hidden: bool
+) -> None:
+    card = str(uuid4())
+
+    async def job(session: AsyncSession) -> None:
+        await session.execute(text("INSERT INTO nowhere VALUES (:card)"), {"card": card})
+
+    database = settings.database.model_copy(update={} if hidden else {"hide_parameters": False})
+    async with a_work_with(settings.model_copy(update={"database": database}), job, max_attempts=1) as work:
+        job_id, _ = await run_new(work, engine)
+
+    (attempt,) = await attempts(engine, job_id)
+    assert "nowhere" in attempt.error
+    assert (card in attempt.error, card in attempt.traceback) == (not hidden, not hidden)

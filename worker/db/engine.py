@@ -82,6 +82,7 @@ def jobs_engine(
     connections: int,
     connect_timeout: timedelta,
     pooler: str | None = None,
+    hide_parameters: bool = True,
 ) -> AsyncEngine:
     """An engine for the jobs: one connection for each slot; how long a job may wait is the job's own timeout."""
     return _engine(
@@ -93,6 +94,7 @@ def jobs_engine(
         pool_timeout=None,
         server_settings={},
         pooler=pooler,
+        hide_parameters=hide_parameters,
     )
 
 
@@ -106,7 +108,7 @@ def _engine(
     pool_timeout: float | None,
     server_settings: dict[str, str],
     pooler: str | None,
-    hide_parameters: bool = False,
+    hide_parameters: bool,
     **connect_args: Any,
 ) -> AsyncEngine:
     engine = create_async_engine(
