@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.cli.conftest import Command
 from tests.cli.test_embedded import SETTINGS, left_in, processes_of
@@ -142,3 +144,16 @@ def test_a_cluster_that_was_half_made_is_made_anew(temporary: Path) -> None:
 
         assert list(half.iterdir()) == []
         assert half.stat().st_uid == 65534
+
+
+async def test_a_worker_without_its_tables_starts_once_they_are_there(exarq: Command, engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("DROP SCHEMA exarq CASCADE"))
+
+    with exarq.started("dev") as dev:
+        hear(dev.stderr, "refused to start")
+        assert exarq("db", "upgrade").code == 0
+        hear(dev.stderr, "worker started")
+        dev.send_signal(signal.SIGTERM)
+        dev.communicate(timeout=90)
+    assert dev.returncode == 0

@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from worker.addresses import database_url, redis_url
+from worker.cli.database import database
 from worker.cli.output import complain, note, print_facts
 from worker.cli.run import embedded, started_servers
 from worker.core.errors import EmbeddedServerError, SettingsError
+from worker.db.failures import is_transient
+from worker.db.migrate import revisions
 from worker.embedded import attach
 from worker.embedded.account import server_account
 from worker.embedded.kept import NAME, Kept, keep
@@ -21,6 +27,8 @@ from worker.observe.logs import configure
 from worker.settings import Settings, load_settings
 from worker.settings.values import masked
 from worker.supervise.parent import Parent, command
+
+_LOOK_EVERY: Final = 1.0
 
 
 def run_dev() -> None:
@@ -53,12 +61,16 @@ def _servers(settings: Settings, kept: Kept) -> Iterator[None]:
 
 async def _work(settings: Settings, project: Path) -> int:
     parent = Parent(settings, command(["run"]), renewable=True)
-    watching = asyncio.create_task(_watch_or_tell(project, parent))
+    watching = [
+        asyncio.create_task(_watch_or_tell(project, parent)),
+        asyncio.create_task(_watch_schema(settings, parent)),
+    ]
     try:
         return await parent.run()
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
 
 
 async def _watch_or_tell(project: Path, parent: Parent) -> None:
@@ -69,6 +81,28 @@ async def _watch_or_tell(project: Path, parent: Parent) -> None:
             f"changes of the code are not seen any more: {error};"
             " raise the limit it names and start `exarq dev` again, or set WATCHFILES_FORCE_POLLING=1 for it"
         )
+
+
+async def _watch_schema(settings: Settings, parent: Parent) -> None:
+    """A worker that refused to start without its tables starts once they are there."""
+    there = True
+    async with database(settings) as engine:
+        while True:
+            before, there = there, await _is_migrated(engine, otherwise=there)
+            if there and not before:
+                note("the tables are there now; the worker starts anew")
+                parent.renew()
+            await asyncio.sleep(_LOOK_EVERY)
+
+
+async def _is_migrated(engine: AsyncEngine, *, otherwise: bool) -> bool:
+    try:
+        async with engine.connect() as connection:
+            return (await revisions(connection)).up_to_date
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        return otherwise
 
 
 async def _watch(project: Path, parent: Parent) -> None:
