@@ -20,7 +20,7 @@ import arq.worker
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.addresses import database_url, redis_url
-from worker.broker.connection import connect
+from worker.broker.connection import connect, require_database
 from worker.core.errors import DefinitionError
 from worker.core.registry import Definition, Registry, default_registry, load_modules
 from worker.core.watch import Watch
@@ -30,7 +30,15 @@ from worker.flow.complete import publish_moved
 from worker.flow.pump import Pump
 from worker.flow.work import Work
 from worker.hooks import Hooks
-from worker.observe.events import StepFailed, ThreadsLeft, WorkerStarted, WorkerStopped, WorkerStopping, emit
+from worker.observe.events import (
+    QueuesUnused,
+    StepFailed,
+    ThreadsLeft,
+    WorkerStarted,
+    WorkerStopped,
+    WorkerStopping,
+    emit,
+)
 from worker.resources import HEARTBEAT_CONNECTIONS, open_processor_engine, open_work
 from worker.settings import Settings, load_settings
 from worker.upkeep.heartbeat import Heartbeat
@@ -141,6 +149,7 @@ class Worker(arq.worker.Worker):
         self._stop_requested.set()
 
     async def _open(self, ctx: dict[Any, Any]) -> None:
+        await require_database(self.pool, self._redis_url)
         work = await self._opened.enter_async_context(
             open_work(self._settings, self._database_url, self.pool, self._registry, ctx)
         )
@@ -170,6 +179,8 @@ class Worker(arq.worker.Worker):
         self._until_closed.enter_context(self._signals(heartbeat, pump))  # a second signal may come later than the stop
         heartbeat.start()
         await self._start_hooks(heartbeat)
+        if unused := _unused(worker.queues, work.registry):
+            emit(QueuesUnused(queues=unused))
         emit(WorkerStarted(work.identity.id, worker.queues, worker.concurrency, work.registry.names()))
         upkeep = [
             asyncio.create_task(every(worker.sweep, name, step, upkeep_stop), name=f"exarq {name}")
@@ -273,6 +284,11 @@ class Worker(arq.worker.Worker):
 def _listed(definition: Definition[Any, ..., Any]) -> arq.worker.Function:
     # ARQ only lists it. Its own func() takes no `def`.
     return arq.worker.Function(definition.name, cast("Any", definition.fn), None, None, None, None)
+
+
+def _unused(queues: Sequence[str], registry: Registry) -> tuple[str, ...]:
+    used = {registry.get(name).rules.queue for name in registry.names()}
+    return tuple(queue for queue in queues if queue not in used)
 
 
 def _no_jobs(modules: Sequence[str]) -> str:

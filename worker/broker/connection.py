@@ -14,6 +14,9 @@ from redis.exceptions import ConnectionError as RedisWentAway
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from worker.core.errors import SettingsError
+from worker.settings.values import masked
+
 UNREACHABLE: Final = (RedisError, OSError, TimeoutError)
 """What a Redis that is away, silent or restarting raises."""
 
@@ -32,6 +35,21 @@ def connect(url: str, *, timeout: timedelta, connections: int = 20) -> ArqRedis:
     redis = ArqRedis(pool_or_conn=pool, job_serializer=_serialize, job_deserializer=json.loads)
     redis.auto_close_connection_pool = True
     return redis
+
+
+async def require_database(redis: ArqRedis, url: str) -> None:
+    """See that the Redis has the database that its address names; one that is away may have it.
+
+    Raises: `SettingsError` where it has not.
+    """
+    try:
+        await redis.ping()
+    except UNREACHABLE as error:  # through a unix socket it is no ResponseError
+        if "DB index" in str(error):
+            raise SettingsError(
+                f"redis.url, {masked(url)}, names a database that this Redis does not have ({error});"
+                " name one from 0 on, by default up to 15, or raise `databases` in its configuration"
+            ) from None
 
 
 def connect_now(url: str, *, timeout: timedelta) -> Redis:

@@ -74,6 +74,15 @@ class WorkerStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class QueuesUnused(Event):
+    """The worker takes from queues that none of its definitions uses; an enqueue may still name one of them."""
+
+    level = logging.WARNING
+    text = "no definition uses these queues: only jobs run from them that were enqueued with queue=…; mistyped?"
+    queues: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStopping(Event):
     """No more claims; what runs may end within the grace."""
 
