@@ -449,3 +449,20 @@ async def test_the_longest_key_of_the_longest_name_fits_the_index(engine: AsyncE
             await enqueue(session, "\N{GRINNING FACE}" * 200, key="\N{GRINNING FACE}" * 250)
 
     assert await count(engine) == 1
+
+
+async def test_however_often_a_job_is_replaced_it_is_due_within_the_longest_delay(
+    engine: AsyncEngine, sessions: Sessions
+) -> None:
+    bounded: dict[str, Any] = {"on_conflict": "replace", "longest_delay": 90}
+    first = await row(engine, (await place(sessions, delay=60, **bounded)).id)
+    second = await row(engine, (await place(sessions, delay=70, **bounded)).id)
+    last = await row(engine, (await place(sessions, delay=3600, **bounded)).id)
+
+    assert first.run_at < second.run_at < last.run_at
+    assert last.run_at == last.first_due_at == first.enqueued_at + timedelta(seconds=90)
+
+
+def test_a_longest_delay_bounds_only_what_replaces() -> None:
+    with pytest.raises(ArgumentsInvalid, match="longest_delay bounds what on_conflict='replace' puts off"):
+        BILL.options(key="k", longest_delay=90)

@@ -204,6 +204,8 @@ def outcome_of(
             return Failed(ErrorText.of(error))
         case DBAPIError() | DatabaseUnreachable() if is_transient(error) and transient < TRANSIENT_LIMIT:
             return RetryAfter(jittered(policy.step(1), jitter()), ErrorText.of(error), counts=False)
+    # A mistake of the program's is tried again like any error, for a deploy may mend it while the job waits; to end
+    # such a job at once would turn each bad release into jobs that only a person brings back.
     wait = policy.wait_after(failures + 1)
     if wait is None:
         return Failed(ErrorText.of(error))

@@ -37,6 +37,8 @@ class EnqueueOptions(TypedDict, total=False):
     without what you wrote; `"raise"` raises `AlreadyEnqueued`; `"replace"` gives a job that has not started the new
     arguments, due time, priority and deadline, and has it start only after your commit. What has started, even if it
     waits for another attempt, cannot be replaced, so a replacing enqueue is unique until started.
+    `longest_delay`: seconds, or a timedelta, from the first enqueue with this key until the job is due, however often
+    it is replaced; without it, a key that is busy enough keeps its job waiting for ever.
     """
 
     queue: str | None
@@ -47,16 +49,21 @@ class EnqueueOptions(TypedDict, total=False):
     key: str | None
     unique: Scope | timedelta | None
     on_conflict: OnConflict
+    longest_delay: float | timedelta
 
 
 @dataclass(frozen=True, slots=True)
 class Unique:
-    """The key of one enqueue, for how long its job has it, and what to do where another has it already."""
+    """The key of one enqueue, for how long its job has it, and what to do where another has it already.
+
+    `longest_delay` bounds the due time of a job that is replaced, from its first enqueue.
+    """
 
     key: str
     scope: Scope
     lasts: timedelta | None
     on_conflict: OnConflict
+    longest_delay: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +163,9 @@ def _expires(
 
 def _unique(options: EnqueueOptions) -> Unique | None:
     key, unique, on_conflict = options.get("key"), options.get("unique"), options.get("on_conflict")
+    longest = options.get("longest_delay")
+    if longest is not None and on_conflict != "replace":
+        raise ValueError("longest_delay bounds what on_conflict='replace' puts off; give both, or only delay")
     if key is None:
         if unique is not None or on_conflict is not None:
             raise ValueError("unique and on_conflict need a key, for example key='invoice-7'")
@@ -175,7 +185,8 @@ def _unique(options: EnqueueOptions) -> Unique | None:
             " would be lost while it runs"
         )
     scope: Scope = "until_started" if unique == "until_started" else "until_done"
-    return Unique(_key(key), scope, lasts, on_conflict or "skip")
+    longest_delay = None if longest is None else as_delay(longest, "longest_delay")
+    return Unique(_key(key), scope, lasts, on_conflict or "skip", longest_delay)
 
 
 def _key(key: Any) -> str:

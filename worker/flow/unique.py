@@ -184,6 +184,7 @@ def _row(id_: UUID, call: Call) -> dict[str, Any]:
         "key": unique.key if unique else None,
         "scope": unique.scope if unique else None,
         "lasts": unique.lasts if unique else None,
+        "longest": unique.longest_delay if unique else None,
     }
 
 

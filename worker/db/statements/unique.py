@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import (
     Boolean,
     ColumnElement,
+    Interval,
     Text,
     Update,
     Uuid,
@@ -66,9 +67,11 @@ FIND = _find_statement()
 
 def _replace_statement() -> Any:
     """The caller has found and holds these rows, so they need no other order."""
-    given = given_calls({"id": Uuid, "args": Text, **PLACED})
-    due = func.coalesce(given.c.at, func.clock_timestamp() + given.c.delay).label("due")
-    given = select(*given.c, due).subquery("placed")  # one look at the clock
+    given = given_calls({"id": Uuid, "args": Text, **PLACED, "longest": Interval})
+    wanted = func.coalesce(given.c.at, func.clock_timestamp() + given.c.delay)
+    # least() leaves out what is null: no bound.
+    due = func.least(wanted, Job.enqueued_at + given.c.longest).label("due")
+    given = select(*given.c, due).join(_TABLE, _TABLE.c.id == given.c.id).subquery("placed")  # one look at the clock
     return (
         update(_TABLE)
         .where(_TABLE.c.id == given.c.id, _TABLE.c.state == constant(JobState.QUEUED), _TABLE.c.attempt == 0)
