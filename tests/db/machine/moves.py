@@ -26,7 +26,9 @@ from worker.db.people import Again
 from worker.db.statements.enqueue import ENQUEUE
 from worker.db.transitions import ClaimedJob, Held, Moved
 from worker.flow import unique
+from worker.flow.after_commit import Outbox
 from worker.flow.call import Call, Unique
+from worker.flow.handle import Origin
 
 ERROR = ErrorText("ValueError", "no such word", "Traceback: line 1")
 SAID = f"{ERROR.type}: {ERROR.message}"
@@ -92,7 +94,8 @@ def enqueue_in_full(asked: Sequence[Asked], ids: list[UUID]) -> Move:
 
     async def send(connection: AsyncConnection) -> Any:
         try:
-            handles, _ = await connection.run_sync(unique.insert, [_call(one) for one in asked])
+            origin = Origin(connection.engine.sync_engine, Outbox())
+            handles, _ = await connection.run_sync(unique.insert, [_call(one) for one in asked], origin)
         except AlreadyEnqueued as refused:
             return ("taken", refused.job_id, refused.state)
         ids[:] = [handle.id for handle in handles]
