@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 
-.PHONY: help demo test check chaos format lock compiled
+.PHONY: help demo test check chaos bench format lock compiled
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -23,6 +23,9 @@ check: .venv/.ready ## formatting, lint, types, layers
 chaos: compiled ## break everything for a minute and count what it cost: SECONDS=60 SEED=1 FAULT=mix (FAULT=help lists them)
 	@$(BIN)/python -m tests.chaos $(if $(filter help,$(FAULT)),--help,$(strip $(if $(SECONDS),--seconds $(SECONDS)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(FAULT),--fault $(FAULT)) $(ARGS)))
+
+bench: compiled ## Exarq and its peers side by side on durable servers: QUICK=1 takes 3 minutes; ARGS="--systems exarq,limit --workloads orm --rounds 15"
+	@$(BIN)/python -m tests.bench $(strip $(if $(QUICK),--quick) $(ARGS))
 
 format: .venv/.ready ## rewrite the code in the project's format
 	$(BIN)/ruff format .

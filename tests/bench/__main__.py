@@ -1,0 +1,89 @@
+"""`make bench`: Exarq and its peers side by side, on the same durable servers."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.bench import install, workloads
+from tests.bench.rows import row
+from tests.bench.run import Results, run
+from tests.bench.screen import Screen
+from tests.bench.workloads import Plan
+
+_FOLDER = Path(".bench")
+
+
+def main() -> int:
+    """Parse the arguments and run; 0 whatever the figures are, for speed is no test."""
+    plan = _plan()
+    screen = Screen()
+    try:
+        results = asyncio.run(run(plan, screen))
+    except KeyboardInterrupt:
+        print("interrupted; everything that was started is gone", file=sys.stderr)
+        return 130
+    rows = rows_of(results)
+    _FOLDER.mkdir(exist_ok=True)
+    (_FOLDER / "latest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    screen.conclude(results, rows)
+    return 0
+
+
+def rows_of(results: Results) -> list[dict[str, Any]]:
+    """The lines of `.bench/latest.jsonl`."""
+    found = []
+    for measured in results.measured.values():
+        runs, workload, system = list(measured.runs.values()), measured.workload, measured.system
+        if not runs:
+            continue
+        found.append(row(system.name, system.version, workload.name, workload.processes, runs))
+        if by_hand := [run.by_hand for run in runs if run.by_hand]:
+            found.append(row("by hand", system.version, workload.name, workload.processes, by_hand))
+    return found
+
+
+def _plan() -> Plan:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    names = sorted({workload.name for workload in workloads.WORKLOADS})
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(workloads.QUICK)}, in under 3 minutes")
+    parser.add_argument("--systems", help=f"some of {', '.join(install.known())}")
+    parser.add_argument("--workloads", help=f"some of {', '.join(names)}")
+    parser.add_argument("--processes", type=int, help="only those with so many processes")
+    parser.add_argument("--rounds", type=int, help="how often each system runs each workload")
+    parser.add_argument("--seconds", type=float, help="how long a run lasts about")
+    parser.add_argument("--jobs", type=int, help="jobs a run, instead of as many as last so long")
+    asked = parser.parse_args()
+    quick = asked.quick
+    systems = tuple(_some(parser, asked.systems, install.known())) or (
+        workloads.QUICK if quick else tuple(install.known())
+    )
+    wanted = _some(parser, asked.workloads, names) or names
+    rounds = asked.rounds or (3 if quick else 5)
+    return Plan(
+        systems=systems,
+        workloads=tuple(
+            found
+            for found in workloads.WORKLOADS
+            if found.name in wanted and asked.processes in (None, found.processes)
+        ),
+        rounds=rounds,
+        pairs=asked.rounds or (5 if quick else 15),
+        seconds=asked.seconds or (1 if quick else 3),
+        jobs=asked.jobs,
+    )
+
+
+def _some(parser: argparse.ArgumentParser, said: str | None, known: list[str]) -> list[str]:
+    chosen = [name.strip() for name in said.split(",")] if said else []
+    if unknown := next((name for name in chosen if name not in known), None):
+        parser.error(f"no {unknown!r}; there are {', '.join(known)}")
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""A whole run: the servers, the systems, and the rounds in which they take turns."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tests.bench import business
+from tests.bench.install import Installed, Missing, install
+from tests.bench.measure import Bench, Run
+from tests.bench.processes import BenchError, Script
+from tests.bench.screen import Screen
+from tests.bench.servers import Servers, measured_servers
+from tests.bench.workloads import EXARQ, LIMIT, PILOT, Plan, Workload, jobs_for
+
+
+@dataclass
+class Measured:
+    """All runs of one workload by one system, by round; a failed one says why and ends its row."""
+
+    system: Installed
+    workload: Workload
+    jobs: int = 0
+    runs: dict[int, Run] = field(default_factory=dict)
+    failed: str | None = None
+
+
+@dataclass
+class Results:
+    """What a run has shown."""
+
+    measured: dict[tuple[str, str], Measured] = field(default_factory=dict)
+    missing: list[Missing] = field(default_factory=list)
+
+    def of(self, system: str, workload: str) -> dict[int, Run]:
+        """The runs of this system, by round; none where it took no part or failed."""
+        found = self.measured.get((system, workload))
+        return found.runs if found else {}
+
+    @property
+    def systems(self) -> list[Installed]:
+        """The systems that took part."""
+        return list({found.system.name: found.system for found in self.measured.values()}.values())
+
+
+async def run(plan: Plan, screen: Screen) -> Results:
+    """Measure everything in the plan."""
+    results = Results()
+    async with AsyncExitStack() as stack:
+        servers = await stack.enter_async_context(measured_servers())
+        screen.introduce(await servers.facts(), await servers.commit_ms())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="exarq-bench-")))
+        benches: dict[str, Bench] = {}
+        installed: dict[str, Installed] = {}
+        for found in await install(plan.systems):
+            if isinstance(found, Missing):
+                results.missing.append(found)
+                screen.missing(found)
+                continue
+            installed[found.name] = found
+            benches[found.name] = await _prepared(stack, servers, found, folder)
+        with screen.progress(_count(plan, installed)):
+            for workload in plan.workloads:
+                here = [system for system in installed.values() if workload.name in system.about.workloads]
+                await _rounds(plan, workload, here, benches, results, screen)
+    return results
+
+
+async def _prepared(stack: AsyncExitStack, servers: Servers, system: Installed, folder: Path) -> Bench:
+    """The system with a database of its own, its tables and those of the business in it."""
+    url = await servers.database(system.name)
+    engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://", 1))
+    try:
+        await business.install(engine)
+    finally:
+        await engine.dispose()
+    own = folder / system.name
+    own.mkdir()
+    script = Script(system.path, system.python, own, url, servers.redis_url)
+    await stack.enter_async_context(script.controlled())
+    await script.ask("install")
+    return Bench(servers, script, url)
+
+
+async def _rounds(
+    plan: Plan,
+    workload: Workload,
+    systems: list[Installed],
+    benches: dict[str, Bench],
+    results: Results,
+    screen: Screen,
+) -> None:
+    """A B C, A B C, and so on: what changes on the machine meanwhile meets all of them."""
+    rows = {system.name: Measured(system, workload) for system in systems}
+    results.measured |= {(name, workload.key): row for name, row in rows.items()}
+    for number in range(-1, max(plan.rounds_of(name, workload) for name in rows) if rows else 0):
+        for name, row in rows.items():
+            if row.failed or number >= plan.rounds_of(name, workload):
+                continue
+            try:
+                await _one(plan, row, benches[name], rows, number)
+            except (BenchError, TimeoutError) as error:
+                row.failed = str(error) or type(error).__name__
+            screen.measured(row, number)
+
+
+async def _one(plan: Plan, row: Measured, bench: Bench, rows: dict[str, Measured], number: int) -> None:
+    """Run once; the run before the first round is not counted and shows how many jobs it takes."""
+    workload = row.workload
+    about = row.system.about
+    concurrency = about.concurrency.get(workload.name, workload.concurrency)
+    if number >= 0:
+        row.runs[number] = await bench.run(workload, concurrency, row.jobs)
+        return
+    row.jobs = plan.jobs or workload.jobs
+    if workload.kind == "throughput" and plan.jobs is None:
+        pilot = await bench.run(workload, concurrency, PILOT)
+        assert pilot.rate is not None
+        row.jobs = jobs_for(workload, pilot.rate, plan.seconds)
+        if row.system.name == LIMIT and EXARQ in rows and rows[EXARQ].jobs:
+            row.jobs = rows[EXARQ].jobs  # a pair does the same
+
+
+def _count(plan: Plan, installed: dict[str, Installed]) -> int:
+    """How many runs there will be, with those that come first."""
+    return sum(
+        plan.rounds_of(name, workload) + 1
+        for workload in plan.workloads
+        for name, system in installed.items()
+        if workload.name in system.about.workloads
+    )
