@@ -118,11 +118,20 @@ async def _one(plan: Plan, row: Measured, bench: Bench, rows: dict[str, Measured
         return
     row.jobs = plan.jobs or workload.jobs
     if workload.kind == "throughput" and plan.jobs is None:
-        pilot = await bench.run(workload, concurrency, PILOT)
-        assert pilot.rate is not None
-        row.jobs = jobs_for(workload, pilot.rate, plan.seconds)
+        row.jobs = await _jobs(plan, workload, bench, concurrency)
         if row.system.name == LIMIT and EXARQ in rows and rows[EXARQ].jobs:
             row.jobs = rows[EXARQ].jobs  # a pair does the same
+
+
+async def _jobs(plan: Plan, workload: Workload, bench: Bench, concurrency: int) -> int:
+    """How many jobs last as long as planned; a short run says too few, for it is mostly the opening of connections."""
+    jobs = PILOT
+    while True:
+        pilot = await bench.run(workload, concurrency, jobs)
+        assert pilot.rate is not None
+        before, jobs = jobs, jobs_for(workload, pilot.rate, plan.seconds)
+        if jobs <= 2 * before:
+            return jobs
 
 
 def _count(plan: Plan, installed: dict[str, Installed]) -> int:
