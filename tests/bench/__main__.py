@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import install, workloads
+from tests.bench.plot import plot
+from tests.bench.processes import BenchError
 from tests.bench.rows import row
 from tests.bench.run import Results, run
 from tests.bench.screen import Screen
+from tests.bench.targets import Field, judge
 from tests.bench.workloads import Plan
 
 _FOLDER = Path(".bench")
+_PLOT = Path("docs/images/bench.svg")
 
 
 def main() -> int:
@@ -24,14 +28,31 @@ def main() -> int:
     screen = Screen()
     try:
         results = asyncio.run(run(plan, screen))
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; everything that was started is gone", file=sys.stderr)
         return 130
     rows = rows_of(results)
-    _FOLDER.mkdir(exist_ok=True)
-    (_FOLDER / "latest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
-    screen.conclude(results, rows)
+    write(rows, _FOLDER / "latest.jsonl", _PLOT if plan.whole else _FOLDER / "latest.svg")
+    screen.conclude(results, rows, judge(field_of(results)))
     return 0
+
+
+def write(rows: list[dict[str, Any]], lines: Path, picture: Path) -> None:
+    """Keep the rows, one JSON object a line, and draw them."""
+    for path in (lines, picture):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lines.write_text("".join(json.dumps(line) + "\n" for line in rows))
+    picture.write_text(plot(rows))
+
+
+def field_of(results: Results) -> Field:
+    """Who took part, as the targets ask for them."""
+    peers = [system for system in results.systems if system.name not in (workloads.EXARQ, workloads.LIMIT)]
+    in_postgres = tuple(peer.name for peer in peers if peer.about.keeps_in == "postgresql")
+    return Field(results.of, tuple(peer.name for peer in peers), in_postgres)
 
 
 def rows_of(results: Results) -> list[dict[str, Any]]:
@@ -75,6 +96,7 @@ def _plan() -> Plan:
         pairs=asked.rounds or (5 if quick else 15),
         seconds=asked.seconds or (1 if quick else 3),
         jobs=asked.jobs,
+        whole=not (quick or asked.systems or asked.workloads or asked.processes or asked.jobs),
     )
 
 

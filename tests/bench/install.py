@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -54,13 +53,9 @@ def known() -> list[str]:
     return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
-async def install(names: Iterable[str]) -> list[Installed | Missing]:
-    """Make their environments, one after the other, and ask each who it is."""
-    return [await _install(name) for name in names]
-
-
-async def _install(name: str) -> Installed | Missing:
-    path = _FOLDER / f"{name}.py"
+async def install(name: str, folder: Path = _FOLDER) -> Installed | Missing:
+    """Make the system's environment, and ask it who it is."""
+    path = folder / f"{name}.py"
     command = [sys.executable, str(path), "about"]
     if _INLINE in path.read_text():
         uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))

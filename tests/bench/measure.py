@@ -16,6 +16,7 @@ _LOOK_EVERY: Final = 0.002
 _FIRST_JOB_LIMIT: Final = 30.0
 _RUN_LIMIT: Final = 180.0
 _WARMING: Final = 20
+_WRITING: Final = ("orm", "legacy")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Bench:
             ended = time.monotonic_ns()
             cpu, memory, begun = workers.cpu(), workers.memory_mb(), workers.begun()
         after = await self._counters(backends)
+        if workload.job in _WRITING and (written := await self._servers.entries(self._database_url)) != jobs:
+            raise BenchError(f"it says that {jobs:,} jobs have ended, and {written:,} have written their line")
         return Run(
             jobs=jobs,
             seconds=(ended - min(process.first_at for process in begun)) / 1e9,

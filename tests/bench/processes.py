@@ -21,7 +21,7 @@ _STOP_LIMIT: Final = 10.0
 
 
 class BenchError(Exception):
-    """Raised when a system does not do what it was asked; its row is missing and says why."""
+    """Raised when a system or a server does not do what is asked of it; says what."""
 
 
 class Script:

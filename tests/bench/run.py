@@ -36,9 +36,9 @@ class Results:
     measured: dict[tuple[str, str], Measured] = field(default_factory=dict)
     missing: list[Missing] = field(default_factory=list)
 
-    def of(self, system: str, workload: str) -> dict[int, Run]:
-        """The runs of this system, by round; none where it took no part or failed."""
-        found = self.measured.get((system, workload))
+    def of(self, system: str, key: str) -> dict[int, Run]:
+        """The runs of this system and the workload of this key, by round; none where it took no part or failed."""
+        found = self.measured.get((system, key))
         return found.runs if found else {}
 
     @property
@@ -52,21 +52,27 @@ async def run(plan: Plan, screen: Screen) -> Results:
     results = Results()
     async with AsyncExitStack() as stack:
         servers = await stack.enter_async_context(measured_servers())
-        screen.introduce(await servers.facts(), await servers.commit_ms())
+        screen.introduce(servers.facts, await servers.commit_ms())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="exarq-bench-")))
         benches: dict[str, Bench] = {}
-        installed: dict[str, Installed] = {}
-        for found in await install(plan.systems):
+        for name in plan.systems:
+            found = await install(name)
+            if isinstance(found, Installed):
+                try:
+                    benches[name] = await _prepared(stack, servers, found, folder)
+                except BenchError as error:
+                    found = Missing(name, str(error))
             if isinstance(found, Missing):
                 results.missing.append(found)
                 screen.missing(found)
                 continue
-            installed[found.name] = found
-            benches[found.name] = await _prepared(stack, servers, found, folder)
-        with screen.progress(_count(plan, installed)):
             for workload in plan.workloads:
-                here = [system for system in installed.values() if workload.name in system.about.workloads]
-                await _rounds(plan, workload, here, benches, results, screen)
+                if workload.name in found.about.workloads:
+                    results.measured[found.name, workload.key] = Measured(found, workload)
+        with screen.progress(sum(plan.rounds_of(*key) + 1 for key in results.measured)):
+            for number in range(-1, plan.last):
+                for workload in plan.workloads:
+                    await _round(plan, workload, benches, results, screen, number)
     return results
 
 
@@ -86,26 +92,19 @@ async def _prepared(stack: AsyncExitStack, servers: Servers, system: Installed, 
     return Bench(servers, script, url)
 
 
-async def _rounds(
-    plan: Plan,
-    workload: Workload,
-    systems: list[Installed],
-    benches: dict[str, Bench],
-    results: Results,
-    screen: Screen,
+async def _round(
+    plan: Plan, workload: Workload, benches: dict[str, Bench], results: Results, screen: Screen, number: int
 ) -> None:
-    """A B C, A B C, and so on: what changes on the machine meanwhile meets all of them."""
-    rows = {system.name: Measured(system, workload) for system in systems}
-    results.measured |= {(name, workload.key): row for name, row in rows.items()}
-    for number in range(-1, max(plan.rounds_of(name, workload) for name in rows) if rows else 0):
-        for name, row in rows.items():
-            if row.failed or number >= plan.rounds_of(name, workload):
-                continue
-            try:
-                await _one(plan, row, benches[name], rows, number)
-            except (BenchError, TimeoutError) as error:
-                row.failed = str(error) or type(error).__name__
-            screen.measured(row, number)
+    """Each system once, one after the other: what changes on the machine from round to round meets all of them."""
+    rows = {name: row for (name, key), row in results.measured.items() if key == workload.key}
+    for name, row in rows.items():
+        if row.failed or number >= plan.rounds_of(name, workload.key):
+            continue
+        try:
+            await _one(plan, row, benches[name], rows, number)
+        except (BenchError, TimeoutError) as error:
+            row.failed = str(error) or type(error).__name__
+        screen.measured(row, number)
 
 
 async def _one(plan: Plan, row: Measured, bench: Bench, rows: dict[str, Measured], number: int) -> None:
@@ -132,13 +131,3 @@ async def _jobs(plan: Plan, workload: Workload, bench: Bench, concurrency: int) 
         before, jobs = jobs, jobs_for(workload, pilot.rate, plan.seconds)
         if jobs <= 2 * before:
             return jobs
-
-
-def _count(plan: Plan, installed: dict[str, Installed]) -> int:
-    """How many runs there will be, with those that come first."""
-    return sum(
-        plan.rounds_of(name, workload) + 1
-        for workload in plan.workloads
-        for name, system in installed.items()
-        if workload.name in system.about.workloads
-    )

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from tests.bench.install import Installed, Missing
 from tests.bench.rows import percentile
+from tests.bench.targets import Verdict
 
 if TYPE_CHECKING:
     from tests.bench.run import Measured, Results
@@ -91,8 +92,8 @@ class Screen:
         if self._progress:
             self._progress.update(self._task, advance=1, description=done)
 
-    def conclude(self, results: Results, rows: Sequence[dict[str, Any]]) -> None:
-        """The table and its notes."""
+    def conclude(self, results: Results, rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> None:
+        """The table and its notes, then the targets."""
         self._console.print(_table(rows))
         for row in results.measured.values():
             if row.failed:
@@ -101,6 +102,7 @@ class Screen:
             self._console.print(f"{missing.name} takes no part: {missing.why}", style="bold red", markup=False)
         for system in results.systems:
             self._console.print(_note(system), markup=False)
+        self._console.print(_targets(verdicts))
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -118,6 +120,14 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         cells = {**row, "workload": kind if kind != last else ""}
         table.add_row(*(_cell(cells[key]) for key, _ in _COLUMNS))
         last = kind
+    return table
+
+
+def _targets(verdicts: Sequence[Verdict]) -> Table:
+    table = Table("target", "", "", "found", caption="ratios: medians of pairs, each taken within one round")
+    for verdict in verdicts:
+        met = {True: "[green]met", False: "[red]not met", None: ""}[verdict.met]
+        table.add_row(verdict.workload, verdict.target, met, verdict.found)
     return table
 
 

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import make_url
 
+from tests.bench.processes import BenchError
 from worker.core.errors import EmbeddedServerError
 from worker.embedded import servers
 
@@ -56,29 +57,37 @@ class Servers:
         self._private = private
         self._databases: list[str] = []
         self._checkpoints = True
+        self._redis_is_ours = False
+        self.facts: dict[str, str] = {}
         self._admin: asyncpg.Connection[Any]
         self._redis = Redis.from_url(redis_url)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Servers]:
-        """Checked, and without our databases once the block ends."""
+        """Checked, and without our databases once the block ends.
+
+        Raises: `BenchError` where PostgreSQL may lose what it has committed, and where Redis holds something.
+        """
         self._admin = await asyncpg.connect(self._database_url)
         try:
+            self.facts = await self._checked()
             if await self._redis.dbsize():
-                raise SystemExit(f"the Redis database of {REDIS_VARIABLE} is not empty; name an empty one")
+                raise BenchError(f"the Redis database of {REDIS_VARIABLE} is not empty; name an empty one")
+            self._redis_is_ours = True
             yield self
         finally:
             for name in self._databases:
                 await self._admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            await self._empty_redis()
+            if self._redis_is_ours:
+                await self._empty_redis()
             await self._redis.aclose()
             await self._admin.close()
 
-    async def facts(self) -> dict[str, str]:
-        """What they are and what makes a commit durable; ends the run where that is off."""
+    async def _checked(self) -> dict[str, str]:
+        """What they are and what makes a commit durable."""
         shown = {name: str(await self._admin.fetchval(f"SHOW {name}")) for name in ("server_version", *_DURABLE)}
         if any(shown[name] != "on" for name in _DURABLE):
-            raise SystemExit(f"this PostgreSQL may lose what it committed, so nothing is measured on it: {shown}")
+            raise BenchError(f"this PostgreSQL may lose what it committed, so nothing is measured on it: {shown}")
         said = await self._redis.info("server")
         name = str(said.get("server_name", "redis"))
         return {**shown, "redis": f"{name} {said.get(f'{name}_version', said['redis_version'])}"}
@@ -95,7 +104,7 @@ class Servers:
         database = f"exarq_bench_{uuid4().hex[:8]}_{name}"
         self._databases.append(database)
         await self._admin.execute(f"CREATE DATABASE {database}")
-        return urlunsplit(urlsplit(self._database_url)._replace(path=f"/{database}"))
+        return make_url(self._database_url).set(database=database).render_as_string(hide_password=False)
 
     async def reset(self, url: str) -> None:
         """Begin a run with an empty Redis and an empty journal of the business."""
@@ -103,6 +112,14 @@ class Servers:
         connection = await asyncpg.connect(url)
         try:
             await connection.execute("TRUNCATE bench_entry")
+        finally:
+            await connection.close()
+
+    async def entries(self, url: str) -> int:
+        """How many lines the journal of the business has."""
+        connection = await asyncpg.connect(url)
+        try:
+            return int(await connection.fetchval("SELECT count(*) FROM bench_entry"))
         finally:
             await connection.close()
 
@@ -184,9 +201,8 @@ def _kind_of(folder: Path) -> str:
 
 def _plain(url: str) -> str:
     """The address as asyncpg and libpq take it."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme.partition('+')[0]}://{rest}"
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def _name(url: str) -> str:
-    return urlsplit(url).path.removeprefix("/")
+    return make_url(url).database or ""

@@ -64,7 +64,8 @@ class Plan:
         rounds: how often each system runs each workload.
         pairs: how often Exarq and the limit run `orm`, for their ratio is asked for to a twentieth.
         seconds: how long a throughput run shall take about.
-        jobs: exactly so many jobs, whatever the speed; for the harness' own test.
+        jobs: exactly so many jobs, whatever the speed.
+        whole: whether everything is measured, so that the docs may show it.
 
     """
 
@@ -74,11 +75,17 @@ class Plan:
     pairs: int
     seconds: float
     jobs: int | None = None
+    whole: bool = False
 
-    def rounds_of(self, system: str, workload: Workload) -> int:
-        """How often this system runs this workload."""
-        compared = workload.key == "orm" and system in (EXARQ, LIMIT)
+    def rounds_of(self, system: str, key: str) -> int:
+        """How often this system runs the workload of this key."""
+        compared = key == "orm" and system in (EXARQ, LIMIT)
         return max(self.pairs, self.rounds) if compared else self.rounds
+
+    @property
+    def last(self) -> int:
+        """How many rounds there are."""
+        return max(self.pairs, self.rounds)
 
 
 def jobs_for(workload: Workload, rate: float, seconds: float) -> int:

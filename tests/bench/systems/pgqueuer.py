@@ -75,8 +75,8 @@ class PgQueuerSystem(System):
         packages=("pgqueuer", "uvloop", "sqlalchemy", "asyncpg"),
         setting="pgqueuer.run on uvloop, as its command does, with a connection of its own for the queue, `pgq autovac`, durable tables, batch_size"
         " half of max_concurrent_tasks, which is 1,000 for noop, 40 with a session, 500 for wait",
-        source="https://pgqueuer.readthedocs.io/en/latest/guides/performance-tuning/",
-        published="6,400 to 18,000 jobs/s: docs/comparisons/benchmarks.md of github.com/janbjorge/pgqueuer",
+        source="docs/guides/performance-tuning.md of github.com/janbjorge/pgqueuer",
+        published="6,400 to 18,000 jobs/s: docs/comparisons/benchmarks.md there",
         keeps="a line per job in its log table, no result; the job's own transaction is another one",
         keeps_in="postgresql",
         concurrency={"noop": 1_000, "latency": 100, "orm": 40, "legacy": 40},
