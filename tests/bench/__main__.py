@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def main() -> int:
     """Parse the arguments and run; 0 whatever the figures are, for speed is no test."""
     plan = _plan()
     screen = Screen()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing behind, as after Ctrl-C
     try:
         results = asyncio.run(run(plan, screen))
     except BenchError as error:
@@ -84,7 +86,7 @@ def _plan() -> Plan:
         workloads.QUICK if quick else tuple(install.known())
     )
     wanted = _some(parser, asked.workloads, names) or names
-    rounds = asked.rounds or (3 if quick else 5)
+    rounds = asked.rounds or (2 if quick else 5)
     return Plan(
         systems=systems,
         workloads=tuple(
@@ -96,6 +98,7 @@ def _plan() -> Plan:
         pairs=asked.rounds or (5 if quick else 15),
         seconds=asked.seconds or (1 if quick else 3),
         jobs=asked.jobs,
+        quick=quick,
         whole=not (quick or asked.systems or asked.workloads or asked.processes or asked.jobs),
     )
 

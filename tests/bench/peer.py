@@ -44,6 +44,7 @@ class About:
         keeps_in: where jobs live: "postgresql", "redis", "both" or "nowhere".
         workloads: those it takes part in; see `tests/bench/workloads.py`.
         concurrency: jobs at once in a process, for the workloads where it is not 20 (and 500 in `wait`).
+        processes: the most worker processes it is measured with; the targets need more than one of Exarq only.
 
     """
 
@@ -56,6 +57,7 @@ class About:
     keeps_in: str
     workloads: tuple[str, ...] = ("noop", "orm", "legacy", "latency", "enqueue", "enqueue_many", "wait")
     concurrency: dict[str, int] = field(default_factory=dict)
+    processes: int = 1
 
 
 class System(ABC):

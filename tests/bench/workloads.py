@@ -40,9 +40,9 @@ WORKLOADS: Final = (
     Workload("orm", "throughput", "orm"),
     Workload("legacy", "throughput", "legacy"),
     Workload("wait", "throughput", "wait", concurrency=500),
-    Workload("latency", "latency", "latency", jobs=200),
-    Workload("enqueue", "enqueue", "noop", jobs=2_000),
-    Workload("enqueue_many", "enqueue", "noop", jobs=20_000),
+    Workload("latency", "latency", "latency", jobs=100),
+    Workload("enqueue", "enqueue", "noop", jobs=1_000),
+    Workload("enqueue_many", "enqueue", "noop", jobs=10_000),
     Workload("noop", "throughput", "noop", processes=2),
     Workload("orm", "throughput", "orm", processes=2),
 )
@@ -50,7 +50,7 @@ WORKLOADS: Final = (
 LIMIT: Final = "limit"
 EXARQ: Final = "exarq"
 QUICK: Final = (EXARQ, "arq", "pgqueuer", LIMIT)
-PILOT: Final = 500
+PILOT: Final = 1_000
 """Jobs of the run that comes first and is not counted: it warms the caches and shows how many jobs a run needs."""
 
 
@@ -65,6 +65,7 @@ class Plan:
         pairs: how often Exarq and the limit run `orm`, for their ratio is asked for to a twentieth.
         seconds: how long a throughput run shall take about.
         jobs: exactly so many jobs, whatever the speed.
+        quick: rather be done soon than have runs of the full length.
         whole: whether everything is measured, so that the docs may show it.
 
     """
@@ -75,6 +76,7 @@ class Plan:
     pairs: int
     seconds: float
     jobs: int | None = None
+    quick: bool = False
     whole: bool = False
 
     def rounds_of(self, system: str, key: str) -> int:

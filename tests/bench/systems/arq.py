@@ -70,11 +70,12 @@ class Arq(System):
     about = About(
         name="arq",
         packages=("arq", "redis", "sqlalchemy", "asyncpg"),
-        setting="max_jobs=20 (500 for wait), poll_delay 0.5 s, results kept for an hour, without its two log lines per job",
+        setting="max_jobs=20 (500 for noop and wait), poll_delay 0.5 s, results kept for an hour, without its two log lines per job",
         source="the parameters of Worker, https://arq-docs.helpmanual.io",
         published="“around 7x faster than rq for short jobs with no io”: https://arq-docs.helpmanual.io",
         keeps="result for an hour, in memory; the job's own transaction is another one",
         keeps_in="redis",
+        concurrency={"noop": 500},
     )
 
     _redis: ArqRedis

@@ -25,11 +25,13 @@ class Exarq(System):
     about = About(
         name="exarq",
         packages=("exarq", "sqlalchemy", "asyncpg"),
-        setting="exarq run --concurrency 20, its default (500 for wait); otherwise as installed",
+        setting="exarq run --concurrency 20, its default (500 for noop and wait); otherwise as installed",
         source="README.md, `exarq config`",
         published="none but this table",
         keeps="state and result",
         keeps_in="both",
+        concurrency={"noop": 500},
+        processes=2,
     )
 
     async def open(self) -> None:
