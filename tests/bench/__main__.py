@@ -72,9 +72,10 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
 
 def _plan() -> Plan:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    known = install.known(workloads.SYSTEMS)
     names = sorted({workload.name for workload in workloads.WORKLOADS})
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(workloads.QUICK)}, in under 3 minutes")
-    parser.add_argument("--systems", help=f"some of {', '.join(install.known())}")
+    parser.add_argument("--systems", help=f"some of {', '.join(known)}")
     parser.add_argument("--workloads", help=f"some of {', '.join(names)}")
     parser.add_argument("--processes", type=int, help="only those with so many processes")
     parser.add_argument("--rounds", type=int, help="how often each system runs each workload")
@@ -82,9 +83,7 @@ def _plan() -> Plan:
     parser.add_argument("--jobs", type=int, help="jobs a run, instead of as many as last so long")
     asked = parser.parse_args()
     quick = asked.quick
-    systems = tuple(_some(parser, asked.systems, install.known())) or (
-        workloads.QUICK if quick else tuple(install.known())
-    )
+    systems = tuple(_some(parser, asked.systems, known)) or (workloads.QUICK if quick else tuple(known))
     wanted = _some(parser, asked.workloads, names) or names
     rounds = asked.rounds or (2 if quick else 5)
     return Plan(

@@ -13,7 +13,6 @@ from typing import Any, Final
 from tests.bench.peer import About
 from tests.bench.processes import environment
 
-_FOLDER: Final = Path(__file__).with_name("systems")
 _INLINE: Final = "# /// script"
 _ORDER: Final = ("exarq", "limit", "arq")
 _LIMIT: Final = 300.0  # an empty package cache and a slow registry
@@ -47,13 +46,13 @@ class Missing:
     why: str
 
 
-def known() -> list[str]:
-    """The names of all systems that have a script; Exarq and what it is compared with most come first."""
-    names = [path.stem for path in _FOLDER.glob("*.py") if path.stem != "__init__"]
+def known(folder: Path) -> list[str]:
+    """The names of all systems that have a script here; Exarq and what it is compared with most come first."""
+    names = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
     return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
-async def install(name: str, folder: Path = _FOLDER) -> Installed | Missing:
+async def install(name: str, folder: Path) -> Installed | Missing:
     """Make the system's environment, and ask it who it is."""
     path = folder / f"{name}.py"
     command = [sys.executable, str(path), "about"]

@@ -56,7 +56,7 @@ async def run(plan: Plan, screen: Screen) -> Results:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="exarq-bench-")))
         benches: dict[str, Bench] = {}
         for name in plan.systems:
-            found = await install(name)
+            found = await install(name, plan.folder)
             if isinstance(found, Installed):
                 try:
                     benches[name] = await _prepared(stack, servers, found, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.bench.run import run
 from tests.bench.screen import Screen
 from tests.bench.servers import Servers
 from tests.bench.targets import judge
-from tests.bench.workloads import WORKLOADS, Plan
+from tests.bench.workloads import SYSTEMS, WORKLOADS, Plan
 
 FIELDS = [
     "system",
@@ -40,11 +41,37 @@ FIELDS = [
 
 JOBS = 20
 
+LIAR = """
+import dataclasses
+import os
+
+from tests.bench.peer import serve
+from tests.bench.systems.limit import Limit
+from tests.bench.tally import began
+
+
+class Liar(Limit):
+    about = dataclasses.replace(Limit.about, name="liar", workloads=("orm",))
+
+    async def left(self):
+        return 0
+
+    def work(self, workload, concurrency):
+        for _ in range(20):
+            began()
+        os.read(0, 1)
+
+
+serve(Liar)
+"""
+
 
 async def test_a_run_has_a_row_for_each_system_and_workload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = ("orm", "latency", "enqueue", "enqueue_many", "noop x2")
     workloads = tuple(workload for workload in WORKLOADS if workload.key in wanted)
-    plan = Plan(("exarq", "limit"), workloads, rounds=1, pairs=1, seconds=1, jobs=JOBS)
+    shutil.copytree(SYSTEMS, folder := tmp_path / "systems")
+    (folder / "liar.py").write_text(LIAR)
+    plan = Plan(("exarq", "limit", "liar"), workloads, rounds=1, pairs=1, seconds=1, jobs=JOBS, folder=folder)
 
     results = await run(plan, screen := Screen())
     rows = rows_of(results)
@@ -68,6 +95,7 @@ async def test_a_run_has_a_row_for_each_system_and_workload(tmp_path: Path, caps
     assert 0 < by_row["exarq", "latency", 1]["p50_ms"] <= by_row["exarq", "latency", 1]["p99_ms"]
     assert by_row["exarq", "noop", 2]["redis_commands_per_job"] > 0
     assert "<svg" in (tmp_path / "bench.svg").read_text()
+    assert results.measured["liar", "orm"].failed == "it says that 20 jobs have ended, and 0 have written their line"
 
 
 def _is_measured(line: dict[str, Any]) -> None:

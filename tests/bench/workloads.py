@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 Kind = Literal["throughput", "latency", "enqueue"]
@@ -47,6 +48,7 @@ WORKLOADS: Final = (
     Workload("orm", "throughput", "orm", processes=2),
 )
 
+SYSTEMS: Final = Path(__file__).with_name("systems")
 LIMIT: Final = "limit"
 EXARQ: Final = "exarq"
 QUICK: Final = (EXARQ, "arq", "pgqueuer", LIMIT)
@@ -65,6 +67,7 @@ class Plan:
         pairs: how often Exarq and the limit run `orm`, for their ratio is asked for to a twentieth.
         seconds: how long a throughput run shall take about.
         jobs: exactly so many jobs, whatever the speed.
+        folder: where the scripts of the systems are.
         quick: rather be done soon than have runs of the full length.
         whole: whether everything is measured, so that the docs may show it.
 
@@ -76,6 +79,7 @@ class Plan:
     pairs: int
     seconds: float
     jobs: int | None = None
+    folder: Path = SYSTEMS
     quick: bool = False
     whole: bool = False
 
