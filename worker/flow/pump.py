@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Iterable
 from datetime import timedelta
 from functools import partial
@@ -20,6 +21,10 @@ from worker.observe.events import StepFailed, emit
 _BACK_OFF: Final = timedelta(seconds=1)
 _MOST_UNSTORED: Final = 1_000
 _AFTER_CANCEL: Final = timedelta(milliseconds=500)
+# A claim costs as much for one job as for some: where the loop is busy, more slots are free by the time it has a moment.
+_WORTH_A_CLAIM: Final = 0.25  # of all slots
+_MOMENT: Final = timedelta(milliseconds=1)
+_MOST_MOMENTS: Final = 8
 
 
 class Pump:
@@ -54,10 +59,9 @@ class Pump:
         while not self._stop.is_set():
             if self._work.flusher.backlog >= _MOST_UNSTORED:
                 await self._until(self._work.flusher.drain())
-            room = self._concurrency - len(self._tasks)
-            if room <= 0:
-                await self._until_a_slot_is_free()
-                continue
+            room = await self._room()
+            if self._stop.is_set():
+                return
             try:
                 runs = await self._claimer.claim(room) or (await self._claimer.scan(room) if self._burst else [])
                 if self._burst and not runs and await self._nothing_left():
@@ -131,9 +135,23 @@ class Pump:
         else:
             await self._until(self._claimer.wait())
 
-    async def _until_a_slot_is_free(self) -> None:
-        self._slot_freed.clear()
-        await self._until(self._slot_freed.wait())
+    async def _room(self) -> int:
+        """How many slots are free, as soon as one is; a busy loop lets some moments pass, so that it is more."""
+        if not self._free:
+            self._slot_freed.clear()
+            await self._until(self._slot_freed.wait())
+        for _ in range(_MOST_MOMENTS):
+            before = time.monotonic()
+            if self._free >= self._concurrency * _WORTH_A_CLAIM or self._stop.is_set():
+                break
+            await asyncio.sleep(_MOMENT.total_seconds())
+            if time.monotonic() - before < 2 * _MOMENT.total_seconds():
+                break  # it is idle
+        return self._free
+
+    @property
+    def _free(self) -> int:
+        return self._concurrency - len(self._tasks)
 
     async def _until(self, *awaited: Coroutine[Any, Any, Any]) -> None:
         """Wait for the first of these, or until `stop` is set."""

@@ -220,7 +220,7 @@ def test_whatever_happens_in_whatever_order_the_rows_are_what_the_model_says(
 ) -> None:
     monkeypatch.setattr(reconcile, "_PAGE", 3)
     with World(settings) as world:
-        monkeypatch.setattr(unique, "uuid7", world.draw)
+        monkeypatch.setattr(unique, "uuid7s", lambda count: [world.draw() for _ in range(count)])
         run_state_machine_as_test(partial(Machine, world), settings=_examples())  # type: ignore[arg-type]  # a factory of machines, as its documentation has it
 
     print(f"{world.steps} steps:", *(f"\n{count:6} {what}" for what, count in sorted(world.done.items())))
