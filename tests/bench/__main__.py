@@ -60,7 +60,8 @@ def field_of(results: Results) -> Field:
 def rows_of(results: Results) -> list[dict[str, Any]]:
     """The lines of `.bench/latest.jsonl`."""
     found = []
-    for measured in results.measured.values():
+    order = {workload.key: place for place, workload in enumerate(workloads.WORKLOADS)}
+    for measured in sorted(results.measured.values(), key=lambda measured: order[measured.workload.key]):
         runs, workload, system = list(measured.runs.values()), measured.workload, measured.system
         if not runs:
             continue

@@ -15,7 +15,7 @@ from tests.bench.measure import Bench, Run
 from tests.bench.processes import BenchError, Script
 from tests.bench.screen import Screen
 from tests.bench.servers import Servers, measured_servers
-from tests.bench.workloads import EXARQ, LIMIT, PILOT, Plan, Workload, jobs_for
+from tests.bench.workloads import EXARQ, LIMIT, Plan, Workload, jobs_for
 
 
 @dataclass
@@ -115,7 +115,7 @@ async def _one(plan: Plan, row: Measured, bench: Bench, rows: dict[str, Measured
     if number >= 0:
         row.runs[number] = await bench.run(workload, concurrency, row.jobs)
         return
-    row.jobs = plan.jobs or workload.jobs
+    row.jobs = plan.jobs or workload.jobs // (2 if plan.quick else 1)
     if workload.kind == "throughput" and plan.jobs is None:
         row.jobs = await _jobs(plan, workload, bench, concurrency)
         if row.system.name == LIMIT and EXARQ in rows and rows[EXARQ].jobs:
@@ -124,7 +124,7 @@ async def _one(plan: Plan, row: Measured, bench: Bench, rows: dict[str, Measured
 
 async def _jobs(plan: Plan, workload: Workload, bench: Bench, concurrency: int) -> int:
     """How many jobs last as long as planned; a short run says too few, for it is mostly the opening of connections."""
-    jobs = PILOT
+    jobs = workload.pilot
     while True:
         pilot = await bench.run(workload, concurrency, jobs)
         assert pilot.rate is not None

@@ -42,16 +42,26 @@ FIELDS = [
 JOBS = 20
 
 LIAR = """
-import dataclasses
 import os
 
-from tests.bench.peer import serve
-from tests.bench.systems.limit import Limit
+from tests.bench.peer import About, System, serve
 from tests.bench.tally import began
 
 
-class Liar(Limit):
-    about = dataclasses.replace(Limit.about, name="liar", workloads=("orm",))
+class Liar(System):
+    about = About("liar", ("pytest",), "", "", "", "nothing", "nowhere", workloads=("orm",))
+
+    async def install(self):
+        pass
+
+    async def reset(self):
+        pass
+
+    async def enqueue(self, workload, number):
+        pass
+
+    async def enqueue_many(self, workload, numbers):
+        pass
 
     async def left(self):
         return 0

@@ -20,6 +20,7 @@ class Workload:
         processes: workers at once.
         concurrency: jobs at once in each, unless the system says otherwise.
         jobs: how many; in a throughput workload the most, see `jobs_for`.
+        pilot: jobs of the run that comes first and is not counted: it warms caches and shows how many jobs a run needs.
 
     """
 
@@ -29,6 +30,7 @@ class Workload:
     processes: int = 1
     concurrency: int = 20
     jobs: int = 20_000
+    pilot: int = 1_000
 
     @property
     def key(self) -> str:
@@ -38,22 +40,20 @@ class Workload:
 
 WORKLOADS: Final = (
     Workload("noop", "throughput", "noop"),
-    Workload("orm", "throughput", "orm"),
-    Workload("legacy", "throughput", "legacy"),
+    Workload("orm", "throughput", "orm", pilot=300),
+    Workload("legacy", "throughput", "legacy", pilot=200),
     Workload("wait", "throughput", "wait", concurrency=500),
     Workload("latency", "latency", "latency", jobs=100),
     Workload("enqueue", "enqueue", "noop", jobs=1_000),
     Workload("enqueue_many", "enqueue", "noop", jobs=10_000),
     Workload("noop", "throughput", "noop", processes=2),
-    Workload("orm", "throughput", "orm", processes=2),
+    Workload("orm", "throughput", "orm", processes=2, pilot=300),
 )
 
 SYSTEMS: Final = Path(__file__).with_name("systems")
 LIMIT: Final = "limit"
 EXARQ: Final = "exarq"
 QUICK: Final = (EXARQ, "arq", "pgqueuer", LIMIT)
-PILOT: Final = 1_000
-"""Jobs of the run that comes first and is not counted: it warms the caches and shows how many jobs a run needs."""
 
 
 @dataclass(frozen=True)
