@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from sqlalchemy import ForeignKey, insert, text
+from sqlalchemy import ForeignKey, insert
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
@@ -89,9 +89,3 @@ async def install(admin: AsyncEngine) -> None:
         await connection.run_sync(Base.metadata.create_all)
         await connection.execute(insert(Owner), [{"id": n, "name": f"owner {n}"} for n in range(_ACCOUNTS)])
         await connection.execute(insert(Account), [{"id": n, "owner_id": n} for n in range(_ACCOUNTS)])
-
-
-async def reset(admin: AsyncEngine) -> None:
-    """Begin each run with no entries and no dead rows."""
-    async with admin.begin() as connection:
-        await connection.execute(text("TRUNCATE bench_entry"))
