@@ -43,7 +43,7 @@ from worker.resources import HEARTBEAT_CONNECTIONS, open_processor_engine, open_
 from worker.settings import Settings, load_settings
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.listen import listen
-from worker.upkeep.loop import Step, every
+from worker.upkeep.loop import Step, every, when_called
 from worker.upkeep.prune import prune
 from worker.upkeep.reconcile import reconcile
 from worker.upkeep.rescue import Rescuer
@@ -170,12 +170,13 @@ class Worker(arq.worker.Worker):
         availability = Availability(redis)
         claimer = Claimer(work, redis, worker.queues, availability)
         pump = Pump(work, claimer, concurrency=worker.concurrency, burst=self.burst, stop=stop)
-        heartbeat = self._heartbeat(work)
         upkeep_stop = asyncio.Event()
         steps: dict[str, Step] = {
             "reconcile": partial(reconcile, work, redis, availability),
             "prune": partial(prune, work),
         }
+        called = {name: asyncio.Event() for name in steps}
+        heartbeat = self._heartbeat(work, called)
         self._until_closed.enter_context(self._signals(heartbeat, pump))  # a second signal may come later than the stop
         heartbeat.start()
         await self._start_hooks(heartbeat)
@@ -183,7 +184,7 @@ class Worker(arq.worker.Worker):
             emit(QueuesUnused(queues=unused))
         emit(WorkerStarted(work.identity.id, worker.queues, worker.concurrency, work.registry.names()))
         upkeep = [
-            asyncio.create_task(every(worker.sweep, name, step, upkeep_stop), name=f"exarq {name}")
+            asyncio.create_task(when_called(called[name], name, step, upkeep_stop), name=f"exarq {name}")
             for name, step in steps.items()
         ]
         hear = partial(listen, work, redis, availability)
@@ -223,7 +224,7 @@ class Worker(arq.worker.Worker):
             await heartbeat.finish()
             raise
 
-    def _heartbeat(self, work: Work) -> Heartbeat:
+    def _heartbeat(self, work: Work, called: dict[str, asyncio.Event]) -> Heartbeat:
         worker, loop = self._settings.worker, asyncio.get_running_loop()
         rescuer = Rescuer(
             work.identity,
@@ -231,6 +232,7 @@ class Worker(arq.worker.Worker):
             sweep=worker.sweep,
             max_crashes=self._settings.jobs.max_crashes,
             moved=lambda moved: _soon(loop, partial(publish_moved, work, moved)),
+            due=lambda steps: _soon(loop, partial(_call_for, called, steps)),
         )
 
         def make_engine() -> AsyncEngine:
@@ -301,6 +303,11 @@ def _no_jobs(modules: Sequence[str]) -> str:
 def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     with suppress(RuntimeError):  # the loop has ended; reconcile elsewhere brings what was to be published
         loop.call_soon_threadsafe(call)
+
+
+def _call_for(called: dict[str, asyncio.Event], steps: frozenset[str]) -> None:
+    for step in steps & called.keys():
+        called[step].set()
 
 
 async def _ended(tasks: list[asyncio.Task[None]]) -> None:

@@ -238,15 +238,15 @@ def _wall_clock() -> None:
     ages: dict[UUID, float] = {}
     ahead = float(os.environ.get(AHEAD, 0))
 
-    async def beats(connection: AsyncConnection) -> dict[UUID, int | None]:
+    async def sweep(connection: AsyncConnection, **_: Any) -> reads.Seen:
         rows = (await connection.execute(select(Worker.id, Worker.beat, Worker.beat_at))).all()
         ages.update((id_, (datetime.now(UTC) - at).total_seconds() + ahead) for id_, _, at in rows)
-        return {id_: beat for id_, beat, _ in rows}
+        return reads.Seen({id_: beat for id_, beat, _ in rows}, frozenset({"reconcile", "prune"}))
 
     def look(self: Watch, seen: Mapping[UUID, int | None], _now: float) -> dict[UUID, int | None]:
         return {id_: beat for id_, beat in seen.items() if ages[id_] > self._lease}
 
-    _put(reads, "beats", beats)
+    _put(reads, "sweep", sweep)
     _put(Watch, "look", look)
 
 

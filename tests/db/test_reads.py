@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from tests.db.moves import a_held_job, retry, send
 from tests.support import a_job
 from worker.core.states import JobState
-from worker.db import reads, workers
+from worker.db import reads, turns, workers
 from worker.db.ids import uuid7
 from worker.db.models import Attempt
 from worker.db.transitions import Held
@@ -94,9 +94,32 @@ async def test_beats_are_told_of_all_workers_and_of_ids_that_have_only_running_j
         await a_job(engine, state=JobState.RUNNING, worker_id=worker_id)
     await a_job(engine, state=JobState.FAILED, worker_id=finished)
 
-    found = await send(engine, reads.beats)
+    found = await send(engine, lambda c: reads.sweep(c, horizon=MINUTE))
 
-    assert found == {alive: 1, gone: None}
+    assert found.beats == {alive: 1, gone: None}
+
+
+async def test_the_walk_is_due_while_something_waits_that_is_due_soon_or_it_has_not_come_to_its_end(
+    engine: AsyncEngine,
+) -> None:
+    async def due() -> frozenset[str]:
+        seen: reads.Seen = await send(engine, lambda c: reads.sweep(c, horizon=MINUTE))
+        return seen.due
+
+    when_nothing_waits = await due()
+    await a_job(engine, run_at=await now(engine) + 2 * MINUTE)
+    while_all_is_for_later = await due()
+    waits = await a_job(engine)
+    while_something_waits = await due()
+    async with engine.begin() as connection:
+        turn = await turns.take(connection, "reconcile")
+        assert turn is not None
+        await turns.end(connection, turn, rest=timedelta(0), after=Position(await now(engine), waits))
+        await connection.execute(text("DELETE FROM exarq.job"))
+    half_way = await due()
+
+    assert [when_nothing_waits, while_all_is_for_later] == [{"prune"}] * 2
+    assert [while_something_waits, half_way] == [{"prune", "reconcile"}] * 2
 
 
 @pytest.mark.leaves_running

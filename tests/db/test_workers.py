@@ -44,7 +44,7 @@ async def test_a_beat_moves_the_row_on_and_tells_that_it_is_there(engine: AsyncE
     worker_id = await a_registered(engine)
     before = await worker_row(engine, worker_id)
 
-    alive = await send(engine, lambda c: workers.beat(c, worker_id))
+    alive, _ = await send(engine, lambda c: workers.beat(c, worker_id))
 
     after = await worker_row(engine, worker_id)
     assert alive is True
@@ -53,7 +53,7 @@ async def test_a_beat_moves_the_row_on_and_tells_that_it_is_there(engine: AsyncE
 
 
 async def test_a_beat_without_a_row_tells_that_the_worker_was_given_up(engine: AsyncEngine) -> None:
-    assert await send(engine, lambda c: workers.beat(c, uuid7())) is False
+    assert await send(engine, lambda c: workers.beat(c, uuid7())) == (False, {})
 
 
 async def test_a_worker_is_silent_only_at_the_beat_that_was_seen(engine: AsyncEngine) -> None:
@@ -89,7 +89,7 @@ async def test_a_beat_waits_for_a_rescuer_that_has_seen_silence(engine: AsyncEng
         await workers.unregister(rescuer, worker_id)
 
     assert waiting
-    assert await beating is False
+    assert (await beating).alive is False
 
 
 async def test_one_rescuer_at_a_time_for_each_worker(engine: AsyncEngine) -> None:

@@ -17,11 +17,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
+from tests.db.conftest import statements_of
 from tests.life import jobs_for_tests as jobs
 from tests.processes import worker_process, workers
 from tests.proxy import postgres_proxy
 from tests.support import a_job, a_locked_row, a_work, a_worker, attempts, heard, row, state, until
-from worker.db import reads, transitions
+from worker.db import transitions
+from worker.db import workers as worker_rows
 from worker.flow.holdings import Run
 from worker.flow.work import Work
 from worker.observe.events import (
@@ -58,6 +60,14 @@ async def test_a_beat_counts_on(engine: AsyncEngine, settings: Settings) -> None
 
         assert await _beat_of(engine, work.identity.id) == before + 1
         assert compared == Compared(alive=True, lost=[], flagged=[])
+
+
+async def test_a_beat_that_finds_nothing_amiss_is_one_statement(engine: AsyncEngine, settings: Settings) -> None:
+    async with a_work(settings) as work:
+        with statements_of(work.processor) as sent:
+            await _beat(work)
+
+    assert len(sent) == 1
 
 
 async def test_a_row_whose_claim_was_never_answered_is_given_back(engine: AsyncEngine, settings: Settings) -> None:
@@ -109,15 +119,15 @@ async def test_a_job_claimed_while_the_rows_are_read_is_neither_lost_nor_given_b
 ) -> None:
     async with a_work(settings) as work:
         early, late = await a_job(engine), await a_job(engine)
-        read = reads.running_under
+        real = worker_rows.beat
 
         async def claim_before_and_after(connection: AsyncConnection, worker_id: UUID) -> Any:
             await _claim(work, early)
-            rows = await read(connection, worker_id)
+            found = await real(connection, worker_id)
             await _claim(work, late)
-            return rows
+            return found
 
-        monkeypatch.setattr(reads, "running_under", claim_before_and_after)
+        monkeypatch.setattr(worker_rows, "beat", claim_before_and_after)
         compared = await _beat(work)
         monkeypatch.undo()
 

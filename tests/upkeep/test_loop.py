@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from tests.support import heard, until
 from worker.observe.events import StepFailed
-from worker.upkeep.loop import every, sleep_unless
+from worker.upkeep.loop import every, sleep_unless, when_called
 
 HOUR = timedelta(hours=1)
 
@@ -44,6 +44,33 @@ async def test_a_step_without_a_wish_waits_for_the_interval() -> None:
     await loop
 
     assert called[2] - called[0] >= 0.099
+
+
+async def test_a_step_is_called_when_it_is_called_for_and_again_until_it_has_no_more_wish() -> None:
+    called, stop, calls = asyncio.Event(), asyncio.Event(), 0
+
+    async def step() -> timedelta | None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("once")
+        return timedelta(0) if calls % 10 else None
+
+    async with heard() as events:
+        loop = asyncio.create_task(when_called(called, "step", step, stop))
+        await asyncio.sleep(0)
+        uncalled = calls
+        called.set()
+        await until(lambda: calls == 1 and not called.is_set(), "the step has failed")
+        called.set()
+        await until(lambda: calls == 10, "the step has no more work")
+        called.set()
+        await until(lambda: calls == 20, "the step was called for once more")
+        stop.set()
+        await loop
+
+    assert uncalled == 0
+    assert [type(event) for event in events] == [StepFailed]
 
 
 async def test_an_error_is_told_and_the_loop_goes_on() -> None:

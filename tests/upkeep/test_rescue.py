@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from tests.db.conftest import statements_of
 from tests.life import jobs_for_tests as jobs
 from tests.processes import worker_process, workers
 from tests.proxy import postgres_proxy
@@ -246,18 +248,30 @@ async def test_workers_whose_loops_are_all_blocked_still_rescue(
             assert "loop" not in await jobs.effects(engine)
 
 
+async def test_a_look_is_one_statement_and_calls_for_the_steps_that_are_due(settings: Settings) -> None:
+    called: list[frozenset[str]] = []
+    async with a_work(settings) as work:
+        watch = Watch(work.settings.worker.lease, longest_gap=work.settings.worker.sweep)
+        with statements_of(work.processor) as sent:
+            await _rescuer(work, watch, called.append).look(work.processor)
+
+    assert called == [{"prune"}]
+    assert len(sent) == 1
+
+
 async def _rescue_dead(work: Any) -> None:
     watch = Watch(timedelta(0), timedelta(hours=1))  # whoever is seen is dead; the rescuer leaves itself out
     await _rescuer(work, watch).look(work.processor)
 
 
-def _rescuer(work: Any, watch: Watch) -> Rescuer:
+def _rescuer(work: Any, watch: Watch, due: Callable[[frozenset[str]], None] = lambda _: None) -> Rescuer:
     return Rescuer(
         work.identity,
         watch,
         sweep=work.settings.worker.sweep,
         max_crashes=work.settings.jobs.max_crashes,
         moved=lambda moved: publish_moved(work, moved),
+        due=due,
     )
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     DateTime,
     Float,
@@ -22,19 +23,22 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    exists,
     func,
+    null,
     or_,
     select,
     tuple_,
+    union_all,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import selectinload
 
 from worker.core.blame import SUSPECT_FROM
 from worker.core.states import JobState
-from worker.db.models import Installation, Job, Worker, constant
+from worker.db.models import Installation, Job, Upkeep, Worker, constant
 from worker.db.transitions import Held
-from worker.db.turns import Position
+from worker.db.turns import WALK, Position
 
 
 async def installation_id(connection: AsyncConnection) -> UUID:
@@ -118,13 +122,43 @@ async def running_under(connection: AsyncConnection, worker_id: UUID) -> dict[He
     return {Held(id_, token): flagged for id_, token, flagged in rows if token is not None}
 
 
-async def beats(connection: AsyncConnection) -> dict[UUID, int | None]:
-    """The beat of every worker; None for an id that has running jobs and no row."""
-    known: dict[UUID, int | None] = {}
-    known.update((await connection.execute(select(Worker.id, Worker.beat))).all())
-    running = select(Job.worker_id).where(Job.state == constant(JobState.RUNNING)).distinct()
-    orphans = {id_: None for id_ in (await connection.execute(running)).scalars() if id_ is not None}
-    return {**orphans, **known}
+_NO_BEAT, _NO_STEP = cast(null(), BigInteger), cast(null(), Text)
+_SOMETHING_WAITS = exists().where(
+    Job.state == constant(JobState.QUEUED),
+    Job.run_at <= func.statement_timestamp() + bindparam("horizon", type_=Interval),
+)
+_SWEEP = union_all(
+    select(Worker.id, Worker.beat, _NO_STEP),
+    select(Job.worker_id, _NO_BEAT, _NO_STEP)
+    .where(Job.state == constant(JobState.RUNNING), Job.worker_id.is_not(None))
+    .distinct(),
+    select(cast(null(), Uuid), _NO_BEAT, Upkeep.step).where(
+        Upkeep.due_at <= func.clock_timestamp(),
+        or_(Upkeep.step != WALK, Upkeep.after_id.is_not(None), _SOMETHING_WAITS),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a sweep sees of all that workers share.
+
+    Args:
+        beats: the beat of every worker; None for an id that has running jobs and no row.
+        due: the steps of upkeep that are due and may find something to do.
+
+    """
+
+    beats: dict[UUID, int | None]
+    due: frozenset[str]
+
+
+async def sweep(connection: AsyncConnection, *, horizon: timedelta) -> Seen:
+    """Look at the workers and at the steps, in one round trip; what waits is looked for within `horizon`."""
+    rows = (await connection.execute(_SWEEP, {"horizon": horizon})).all()
+    known = {id_: beat for id_, beat, _ in rows if beat is not None}
+    orphans = dict.fromkeys(id_ for id_, beat, _ in rows if id_ is not None and beat is None)
+    return Seen({**orphans, **known}, frozenset(step for _, _, step in rows if step is not None))
 
 
 # ── for the reconcile ───────────────────────────────────────────────────────────────────────────────────────────────

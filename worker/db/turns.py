@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.db.models import Upkeep
+
+WALK: Final = "reconcile"
+"""The step that walks over the waiting jobs, so that nobody need take it while none waits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ import os
 import socket
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Uuid, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import Select, Uuid, and_, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.core.states import JobState
 from worker.db.models import Job, Worker, constant
+from worker.db.transitions import Held
 
 
 async def register(connection: AsyncConnection, worker_id: UUID, *, queues: Sequence[str], concurrency: int) -> None:
@@ -29,16 +31,28 @@ async def register(connection: AsyncConnection, worker_id: UUID, *, queues: Sequ
     )
 
 
-_BEAT = (
-    update(Worker)
-    .where(Worker.id == bindparam("worker_id", type_=Uuid))
-    .values(beat=Worker.beat + 1, beat_at=func.clock_timestamp())
-)
+class Beaten(NamedTuple):
+    """What a beat found: whether the worker's row is there, and its running jobs, each with whether to cancel it."""
+
+    alive: bool
+    running: dict[Held, bool]
 
 
-async def beat(connection: AsyncConnection, worker_id: UUID) -> bool:
-    """Still alive; False when somebody has given this worker up."""
-    return (await connection.execute(_BEAT, {"worker_id": worker_id})).rowcount == 1
+def _beat_statement() -> Select[Any]:
+    me = bindparam("worker_id", type_=Uuid)
+    moved = update(Worker).where(Worker.id == me).values(beat=Worker.beat + 1, beat_at=func.clock_timestamp())
+    there = select((func.count() > 0).label("there")).select_from(moved.returning(Worker.id).cte("moved")).subquery()
+    mine = and_(Job.worker_id == me, Job.state == constant(JobState.RUNNING))
+    return select(there.c.there, Job.id, Job.token, Job.cancel_requested).select_from(there.outerjoin(Job, mine))
+
+
+_BEAT = _beat_statement()
+
+
+async def beat(connection: AsyncConnection, worker_id: UUID) -> Beaten:
+    """Still alive, unless somebody has given this worker up; and what runs under its id, in the same round trip."""
+    rows = (await connection.execute(_BEAT, {"worker_id": worker_id})).all()
+    return Beaten(rows[0].there, {Held(row.id, row.token): row.cancel_requested for row in rows if row.token})
 
 
 async def announce_stop(connection: AsyncConnection, worker_id: UUID) -> None:

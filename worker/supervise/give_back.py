@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from worker.db import reads
 from worker.db.engine import processor_engine
 from worker.db.send import once
 from worker.db.transitions import Moved
+from worker.flow.after_commit import HORIZON
 from worker.flow.complete import hints_of
 from worker.flow.publish import Publisher
 from worker.observe.events import ProcessRescued, StepFailed, emit
@@ -52,7 +54,7 @@ async def _rescue_all(settings: Settings, dead: Sequence[UUID], reason: str, mov
     try:
         while True:
             try:
-                beats = await once(engine, reads.beats)
+                beats = (await once(engine, partial(reads.sweep, horizon=HORIZON))).beats
                 left = [worker for worker in dead if worker in beats]
                 if not left:
                     return

@@ -53,8 +53,7 @@ class Compared:
 async def beat(connection: AsyncConnection, identity: Identity, holdings: Holdings) -> Compared:
     """One beat: still alive; give back rows this process knows nothing of; find runs it holds no longer."""
     held_before = holdings.runs()  # what is claimed after this line may not yet stand in the rows that are read
-    alive = await workers.beat(connection, identity.id)
-    rows = await reads.running_under(connection, identity.id)
+    alive, rows = await workers.beat(connection, identity.id)
     forgotten = holdings.unknown(rows)
     if forgotten:
         moved = await transitions.release_many(connection, forgotten, _FORGOTTEN)

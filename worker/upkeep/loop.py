@@ -15,12 +15,31 @@ Step = Callable[[], Awaitable[timedelta | None]]
 async def every(interval: timedelta, name: str, step: Step, stop: asyncio.Event) -> None:
     """Call `step` until `stop`: after as long as it says, else after `interval`; its errors are told, not raised."""
     while not stop.is_set():
-        wait: timedelta | None = None
-        try:
-            wait = await step()
-        except Exception as error:
-            emit(StepFailed(step=name, error=f"{type(error).__name__}: {error}"))
+        wait = await _tried(name, step)
         await sleep_unless(stop, interval if wait is None else wait)
+
+
+async def when_called(called: asyncio.Event, name: str, step: Step, stop: asyncio.Event) -> None:
+    """Call `step` until `stop`: after as long as it says, else not before it is `called` for."""
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        while not stop.is_set():
+            asked = asyncio.ensure_future(called.wait())
+            await asyncio.wait({asked, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            asked.cancel()
+            called.clear()
+            while not stop.is_set() and (wait := await _tried(name, step)) is not None:
+                await sleep_unless(stop, wait)
+    finally:
+        stopped.cancel()
+
+
+async def _tried(name: str, step: Step) -> timedelta | None:
+    try:
+        return await step()
+    except Exception as error:
+        emit(StepFailed(step=name, error=f"{type(error).__name__}: {error}"))
+        return None
 
 
 async def sleep_unless(stop: asyncio.Event, duration: timedelta) -> None:

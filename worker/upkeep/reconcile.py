@@ -21,7 +21,7 @@ from worker.flow.availability import Availability
 from worker.flow.work import Work
 from worker.observe.events import ReconcileCommitting, Reconciled, emit
 
-STEP: Final = "reconcile"
+STEP: Final = turns.WALK
 _PAGE: Final = 1_000
 _JUST_NOW: Final = timedelta(seconds=2)
 _AT_ONCE: Final = timedelta(0)

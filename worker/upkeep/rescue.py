@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,6 +18,7 @@ from worker.core.watch import Watch
 from worker.db import reads, transitions, workers
 from worker.db.send import once
 from worker.db.transitions import Moved
+from worker.flow.after_commit import HORIZON
 from worker.flow.work import Identity
 from worker.observe.events import RescueCommitting, StepFailed, WorkerRescued, emit
 
@@ -62,6 +64,7 @@ class Rescuer:
         sweep: the time between two looks; the next one comes earlier where a lease ends before it.
         max_crashes: after how many crashes a job is failed.
         moved: told of the jobs that were given back, in the thread that looked.
+        due: told of the steps of upkeep that are due, with each look, in the same thread.
 
     """
 
@@ -73,16 +76,20 @@ class Rescuer:
         sweep: timedelta,
         max_crashes: int,
         moved: Callable[[list[Moved]], None],
+        due: Callable[[frozenset[str]], None] = lambda _: None,
     ) -> None:
         self._identity = identity
         self._watch = watch
         self._sweep = sweep
         self._max_crashes = max_crashes
         self._moved = moved
+        self._due = due
 
     async def look(self, engine: AsyncEngine) -> timedelta:
-        """Look at every beat once, rescue from those that are dead; returns how long until the next look."""
-        beats = await once(engine, reads.beats)
+        """Look once, call for the steps that are due, rescue from those that are dead; returns how long to the next."""
+        seen = await once(engine, partial(reads.sweep, horizon=HORIZON))
+        self._due(seen.due)
+        beats = seen.beats
         beats.pop(self._identity.id, None)
         for worker_id, beat in self._watch.look(beats, time.monotonic()).items():
             try:
