@@ -485,7 +485,7 @@ async def test_an_idle_wait_is_shorter_than_the_redis_timeout(
         await claimer.claim(10)
         await claimer.wait()
 
-    assert limits == [min(module.LONGEST_WAIT, timedelta(seconds=timeout / 2))]
+    assert limits == [min(module.LONGEST_WAIT, timedelta(seconds=timeout) * 2 / 3)]
 
 
 async def test_an_idle_wait_without_hints_does_not_take_redis_for_away(redis: ArqRedis, settings: Settings) -> None:

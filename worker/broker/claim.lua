@@ -7,13 +7,17 @@
 -- ARGV[5] how much later a hint counts as due for each step of priority (ms)
 -- returns { score written to each, wait until the next hint is due (ms, -1 when there is none),
 --           then for each lane that gave some: its priority, { id, old score, … } }
+local a, z = ARGV[3], ARGV[4]
+local there = redis.call('EXISTS', KEYS[1], a .. 0 .. z, a .. 1 .. z, a .. 2 .. z, a .. 3 .. z, a .. 4 .. z,
+    a .. 6 .. z, a .. 7 .. z, a .. 8 .. z, a .. 9 .. z)
+if there == 0 then
+  return { '0', -1 } -- what an idle worker asks for, again and again
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local hidden = string.format('%.0f', now + ARGV[2])
 local lanes = { { priority = 5, key = KEYS[1] } }
-local a, z = ARGV[3], ARGV[4]
-if redis.call('EXISTS', a .. 0 .. z, a .. 1 .. z, a .. 2 .. z, a .. 3 .. z, a .. 4 .. z,
-    a .. 6 .. z, a .. 7 .. z, a .. 8 .. z, a .. 9 .. z) > 0 then
+if there > 1 or redis.call('EXISTS', KEYS[1]) == 0 then
   for priority = 0, 9 do
     if priority ~= 5 and redis.call('EXISTS', a .. priority .. z) == 1 then
       lanes[#lanes + 1] = { priority = priority, key = a .. priority .. z }

@@ -27,7 +27,7 @@ from worker.flow.work import Work
 from worker.observe.events import HintLeftAlone, HintsDropping, HintsTaken, JobsClaimed, StepFailed, emit
 
 LONGEST_WAIT: Final = timedelta(seconds=2)
-"""How long an idle worker waits for a hint before it looks again, and never longer than half the Redis timeout."""
+"""How long an idle worker waits for a hint before it looks again; at most two thirds of the Redis timeout."""
 
 _SCAN_EVERY: Final = timedelta(milliseconds=500)
 _SHORTEST_WAIT: Final = timedelta(milliseconds=1)
@@ -48,7 +48,7 @@ class Claimer:
         self._queues = list(queues)
         self._availability = availability
         self._lease = work.settings.worker.lease
-        self._longest_wait = min(LONGEST_WAIT, work.settings.redis.timeout / 2)
+        self._longest_wait = min(LONGEST_WAIT, work.settings.redis.timeout * 2 / 3)
         self._to_drop: dict[str, dict[int, list[tuple[bytes, int]]]] = {}  # by queue and priority
         self._left_alone: set[bytes] = set()
         self._next_due = self._longest_wait
