@@ -29,6 +29,10 @@ RESET: Final = (
     "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP"
 )
 
+# A plan may be kept from when the table held ten rows. Then it would read all of it, again and again.
+_OTHER_WAYS: Final = ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "jit")
+_BY_KEY_ONLY: Final = dict.fromkeys(_OTHER_WAYS, "off")
+
 # Jobs that open a session of their own beside the attempt's must not wait for one another when all slots are taken.
 FOR_SECOND_SESSIONS = 4
 
@@ -52,9 +56,10 @@ def processor_engine(
     statement_timeout: timedelta,
     pooler: str | None = None,
 ) -> AsyncEngine:
-    """An engine for Exarq's own short statements: waits have a limit on both ends, errors show no values.
+    """An engine for Exarq's own short statements: rows by key, waits with a limit on both ends, errors without values.
 
-    Behind a pooler on our end alone: settings of a connection are not those of its backend.
+    Behind a pooler on our end alone: settings of a connection are not those of its backend. But there each statement is
+    planned anew, for the table as it is.
     """
     limit = statement_timeout.total_seconds()
     return _engine(
@@ -68,6 +73,7 @@ def processor_engine(
             "statement_timeout": f"{limit * 1000:.0f}",
             "lock_timeout": f"{limit * 200:.0f}",
             "idle_in_transaction_session_timeout": f"{limit * 1000:.0f}",
+            **_BY_KEY_ONLY,
         },
         pooler=pooler,
         hide_parameters=True,  # arguments and results are nothing for a log

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from worker.core.blame import SUSPECT_FROM
 from worker.core.priority import DEFAULT_PRIORITY, STEP
 from worker.core.states import JobState
-from worker.db.models import Job, constant
+from worker.db.models import Job, constant, stands_in
 
 
 def _claim_statement(due: Select[UUID, int]) -> Update:
@@ -39,7 +39,7 @@ def _claim_statement(due: Select[UUID, int]) -> Update:
     innocent_or_alone = or_(~picked.c.suspect, and_(picked.c.rank == 1, bindparam("may_take_suspect")))
     return (
         update(Job)
-        .where(Job.id == picked.c.id, innocent_or_alone)
+        .where(Job.id == any_(func.array(select(picked.c.id).where(innocent_or_alone).scalar_subquery())))
         .values(
             state=JobState.RUNNING,
             token=bindparam("new_token", type_=Uuid),
@@ -63,9 +63,11 @@ def _claim_statement(due: Select[UUID, int]) -> Update:
     )
 
 
-_due_now = (Job.state == constant(JobState.QUEUED), Job.run_at <= func.statement_timestamp())
+_is_due = Job.run_at <= func.statement_timestamp()
 CLAIM_BY_ID = _claim_statement(
-    select(Job.id, Job.crashes).where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))), *_due_now).order_by(Job.id)
+    select(Job.id, Job.crashes)
+    .where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))), stands_in(JobState.QUEUED), _is_due)
+    .order_by(Job.id)
 )
 
 # Which of the longest due is first by rank: all that wait may be many.
@@ -74,7 +76,8 @@ _longest_due = (
     select(Job.id)
     .where(
         Job.queue == any_(bindparam("queues", type_=ARRAY(Text))),
-        *_due_now,
+        Job.state == constant(JobState.QUEUED),
+        _is_due,
         or_(Job.crashes < SUSPECT_FROM, bindparam("may_take_suspect")),
     )
     .order_by(Job.run_at, Job.id)
@@ -82,7 +85,11 @@ _longest_due = (
 _rank = Job.run_at + (Job.priority - DEFAULT_PRIORITY) * literal(STEP, Interval)
 CLAIM_BY_SCAN = _claim_statement(
     select(Job.id, Job.crashes)
-    .where(Job.id == any_(func.array(_longest_due.limit(literal(_WINDOW)).scalar_subquery())), *_due_now)
+    .where(
+        Job.id == any_(func.array(_longest_due.limit(literal(_WINDOW)).scalar_subquery())),
+        stands_in(JobState.QUEUED),
+        _is_due,
+    )
     .order_by(_rank, Job.id)
     .limit(bindparam("room", type_=Integer))
 )

@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy import Uuid, bindparam, func, select, true
 
 from worker.core.states import JobState
-from worker.db.models import Job, constant
+from worker.db.models import Job, stands_in
 
 # A client that goes silent between this statement and its COMMIT is ended by the server.
 SILENCE_LIMIT_MS: Final = "5000"
@@ -17,7 +17,7 @@ HOLD = (
     .where(
         Job.id == bindparam("job_id", type_=Uuid),
         Job.token == bindparam("mine", type_=Uuid),
-        Job.state == constant(JobState.RUNNING),
+        stands_in(JobState.RUNNING),
     )
     .with_for_update(key_share=True)
 )

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     and_,
+    any_,
     bindparam,
     case,
     cast,
@@ -30,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from worker.core.states import FINAL, Ending, JobState
-from worker.db.models import Attempt, Job, constant
+from worker.db.models import Attempt, Job, constant, stands_in
 from worker.db.statements.rows import given_rows, held_rows
 
 _NOT_CONTENDED: ColumnElement[int] = literal(0)
@@ -58,7 +59,7 @@ def _leave(
     expired = func.coalesce(Job.expires_at < Job.started_at, false())
     moved = (
         update(Job)
-        .where(Job.id == held.c.id)
+        .where(Job.id == any_(func.array(select(held.c.id).scalar_subquery())))
         .values(
             state=to,
             run_at=case((to == JobState.QUEUED, now + wait), else_=Job.run_at),
@@ -136,7 +137,7 @@ def _one_held() -> CTE:
         .where(
             Job.id == bindparam("job_id", type_=Uuid),
             Job.token == bindparam("mine", type_=Uuid),
-            Job.state == constant(JobState.RUNNING),
+            stands_in(JobState.RUNNING),
         )
         .with_for_update(key_share=True, nowait=True)
         .cte("held")
@@ -181,16 +182,16 @@ def _rescue_statement() -> Select[Any]:
         .with_for_update(key_share=True, skip_locked=True)
         .cte("locked")
     )
-    held = select(locked.c.id, (~bindparam("had_announced_its_stop", type_=Boolean)).label("blamed")).cte("held")
-    crashes = Job.crashes + cast(held.c.blamed, Integer)
-    last = and_(held.c.blamed, crashes >= bindparam("max_crashes", type_=Integer))
+    blamed = ~bindparam("had_announced_its_stop", type_=Boolean)
+    crashes = Job.crashes + cast(blamed, Integer)
+    last = and_(blamed, crashes >= bindparam("max_crashes", type_=Integer))
     return _leave(
-        held,
+        locked,
         state=case((last, literal(JobState.FAILED.value)), else_=literal(JobState.QUEUED.value)),
         wait=_NO_WAIT,
         failures=literal(0),
         crashes=crashes,
-        ending=case((held.c.blamed, literal(Ending.CRASHED.value)), else_=literal(Ending.RELEASED.value)),
+        ending=case((blamed, literal(Ending.CRASHED.value)), else_=literal(Ending.RELEASED.value)),
         error=bindparam("reason", type_=Text),
         traceback=null(),
     )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Integer, Interval, Select, Text, bindparam, delete, func, or_, select
+from sqlalchemy import CTE, ColumnElement, Integer, Interval, Select, Text, any_, bindparam, delete, func, or_, select
 
 from worker.core.states import FINAL
 from worker.db.models import Attempt, Job, constant
+
+
+def _all_of(rows: CTE) -> ColumnElement[Any]:
+    return func.array(select(rows.c.id).scalar_subquery())
 
 
 def _prune_statement() -> Select[Any]:
@@ -24,8 +28,8 @@ def _prune_statement() -> Select[Any]:
         .with_for_update(skip_locked=True)
         .cte("old")
     )
-    jobs = delete(Job).where(Job.id.in_(select(old.c.id))).returning(Job.id).cte("jobs")
-    attempts = delete(Attempt).where(Attempt.job_id.in_(select(jobs.c.id))).cte("attempts")
+    jobs = delete(Job).where(Job.id == any_(_all_of(old))).returning(Job.id).cte("jobs")
+    attempts = delete(Attempt).where(Attempt.job_id == any_(_all_of(jobs))).cte("attempts")
     return select(func.count()).select_from(jobs).add_cte(attempts)
 
 

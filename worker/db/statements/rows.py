@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from worker.core.states import JobState
-from worker.db.models import Job, Worker, constant
+from worker.db.models import Job, Worker, constant, stands_in
 
 
 def given_rows(*names_and_types: tuple[str, Any]) -> CTE:
@@ -41,7 +41,7 @@ def held_rows(given: CTE) -> CTE:
 
     One row that somebody holds must not keep all others waiting: who sends these looks again at what was left out.
     """
-    mine = and_(Job.id == given.c.job_id, Job.token == given.c.mine, Job.state == constant(JobState.RUNNING))
+    mine = and_(Job.id == given.c.job_id, Job.token == given.c.mine, stands_in(JobState.RUNNING))
     extra = [given.c[name] for name in given.c.keys() if name not in ("job_id", "mine")]  # noqa: SIM118 — not a dict
     return (
         select(Job.id, Job.crashes, *extra)

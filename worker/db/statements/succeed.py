@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from worker.core.states import Ending, JobState
-from worker.db.models import SCHEMA, Attempt, Job, constant
+from worker.db.models import SCHEMA, Attempt, Job, stands_in
 from worker.db.statements.hold import SILENCE_LIMIT_MS
 from worker.db.statements.rows import given_rows, held_rows
 
@@ -89,7 +89,7 @@ _one = _succeeding(
     bindparam("json", type_=Text),
     Job.id == bindparam("job_id", type_=Uuid),
     Job.token == bindparam("mine", type_=Uuid),
-    Job.state == constant(JobState.RUNNING),
+    stands_in(JobState.RUNNING),
 )
 SUCCEED = _one.returning(Job.id, _end_the_silent)
 SUCCEED_REMARKED = _remarked(

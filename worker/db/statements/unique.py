@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from worker.core.states import FINAL, JobState
-from worker.db.models import UNIQUE_WHILE, Job, constant
+from worker.db.models import UNIQUE_WHILE, Job, constant, stands_in
 from worker.db.statements.enqueue import PLACED, given_calls, told
 
 _TABLE: Any = Job.__table__
@@ -74,7 +74,7 @@ def _replace_statement() -> Any:
     given = select(*given.c, due).join(_TABLE, _TABLE.c.id == given.c.id).subquery("placed")  # one look at the clock
     return (
         update(_TABLE)
-        .where(_TABLE.c.id == given.c.id, _TABLE.c.state == constant(JobState.QUEUED), _TABLE.c.attempt == 0)
+        .where(_TABLE.c.id == given.c.id, stands_in(JobState.QUEUED), _TABLE.c.attempt == 0)
         .values(
             args=cast(given.c.args, JSONB),
             first_due_at=given.c.due,

@@ -20,7 +20,7 @@ CREATE FUNCTION exarq.succeed(job_id uuid, mine uuid, given text) RETURNS void L
 BEGIN
     UPDATE exarq.job
     SET state = 'succeeded', result = given::jsonb, finished_at = clock_timestamp(), error = NULL
-    WHERE id = job_id AND token = mine AND state = 'running';
+    WHERE id = job_id AND token = mine AND state IS NOT DISTINCT FROM 'running';
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'EXQ01', MESSAGE = 'job ' || job_id || ' is held by somebody else';
     END IF;
