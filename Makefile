@@ -4,9 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 
-.PHONY: help demo test check chaos bench format lock compiled
+.PHONY: help demo test check chaos bench bench-scale format lock compiled
 help: ## list these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: compiled ## two workers, one killed, Redis wiped: nothing lost, nothing twice
 	@$(BIN)/exarq demo
@@ -26,6 +26,9 @@ chaos: compiled ## break everything for a minute and count what it cost: SECONDS
 
 bench: compiled ## Exarq and its peers side by side on durable servers: QUICK=1 takes 3 minutes; ARGS="--systems exarq,limit --workloads orm --rounds 15"
 	@$(BIN)/python -m tests.bench $(strip $(if $(QUICK),--quick) $(ARGS))
+
+bench-scale: compiled ## idle workers, full tables, memory, how cost grows: QUICK=1 takes a tenth of each; ARGS="--parts idle,growth"
+	@$(BIN)/python -m tests.bench.scale $(strip $(if $(QUICK),--quick) $(ARGS))
 
 format: .venv/.ready ## rewrite the code in the project's format
 	$(BIN)/ruff format .

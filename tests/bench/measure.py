@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -54,8 +55,27 @@ class Bench:
 
     async def run(self, workload: Workload, concurrency: int, jobs: int) -> Run:
         """Measure once, from an empty queue on."""
+        await self.prepare()
+        return await self.measure(workload, concurrency, jobs)
+
+    async def prepare(self) -> None:
+        """Forget what was before."""
         await self._servers.reset(self._database_url)
         await self._script.ask("reset")
+
+    async def enqueue(self, workload: Workload, jobs: int) -> None:
+        """Fill the queue for a throughput run."""
+        await self._script.ask("enqueue_many", workload=workload.job, jobs=jobs)
+
+    async def started(self, processes: int) -> None:
+        """Return once so many workers are there, where the system tells; with one, its first jobs do."""
+
+    async def left(self) -> int:
+        """How many jobs have not ended, once all have begun."""
+        return int((await self._script.ask("left"))["left"])
+
+    async def measure(self, workload: Workload, concurrency: int, jobs: int) -> Run:
+        """Measure once, with what is there."""
         await self._servers.checkpoint()
         match workload.kind:
             case "throughput":
@@ -67,13 +87,13 @@ class Bench:
 
     async def _throughput(self, workload: Workload, concurrency: int, jobs: int) -> Run:
         """From the first line of the first job until the store says that every job has ended; the queue was full."""
-        await self._script.ask("enqueue_many", workload=workload.job, jobs=jobs)
+        await self.enqueue(workload, jobs)
         backends = await self._servers.backends(self._database_url)
         before = await self._counters(backends)
         async with self._script.workers(workload.job, concurrency, workload.processes) as workers:
             at_first = await _first_job(workers)
             await _all_begun(workers, jobs)
-            while (await self._script.ask("left"))["left"]:  # noqa: ASYNC110 — a store sets no Event
+            while await self.left():  # noqa: ASYNC110 — a store sets no Event
                 await asyncio.sleep(_LOOK_EVERY)
             ended = time.monotonic_ns()
             cpu, memory, begun = workers.cpu(), workers.memory_mb(), workers.begun()
@@ -91,11 +111,15 @@ class Bench:
     async def _latency(self, workload: Workload, concurrency: int, jobs: int) -> Run:
         """Jobs for an idle worker, now and then one: until the first line of each."""
         async with self._script.workers(workload.job, concurrency, workload.processes) as workers:
-            await self._script.ask("latency", jobs=_WARMING)
-            await _all_begun(workers, _WARMING)
+            warming = _WARMING * workload.processes
+            await self.started(workload.processes)
+            await self._script.ask("latency", jobs=warming)
+            await _all_begun(workers, warming)
+            first = workers.latencies()
             await self._script.ask("latency", jobs=jobs)
-            await _all_begun(workers, _WARMING + jobs)
-            return Run(jobs=jobs, memory_mb=workers.memory_mb(), latencies=workers.latencies()[_WARMING:])
+            await _all_begun(workers, warming + jobs)
+            latencies = _without(workers.latencies(), first)
+            return Run(jobs=jobs, memory_mb=workers.memory_mb(), latencies=latencies)
 
     async def _enqueue(self, workload: Workload, jobs: int) -> Run:
         await self._script.ask("reopen")
@@ -133,6 +157,12 @@ async def _all_begun(workers: Workers, jobs: int) -> None:
         if time.monotonic() > ends:
             raise BenchError(f"only {begun:,} of {jobs:,} jobs had begun after {_RUN_LIMIT:g} s")
         await asyncio.sleep(_LOOK_EVERY)
+
+
+def _without(latencies: list[float], first: list[float]) -> list[float]:
+    """Those that came later: each process writes a list of its own, so the first of all are not at the front."""
+    left = Counter(latencies) - Counter(first)
+    return list(left.elements())
 
 
 def _cpu_between(at_first: dict[int, float], begun: list[Begun], at_end: dict[int, float]) -> float | None:

@@ -43,6 +43,10 @@ class Script:
         self._addresses = {peer.DATABASE_URL: database_url, peer.REDIS_URL: redis_url, tally.FOLDER: str(self.tally)}
         self._control: asyncio.subprocess.Process | None = None
 
+    def at(self, database_url: str) -> Script:
+        """The same system, by another way to its database."""
+        return Script(self._path, self._python, self.folder, database_url, self._addresses[peer.REDIS_URL])
+
     @asynccontextmanager
     async def controlled(self) -> AsyncIterator[None]:
         """Its controlling process, while the block lasts."""

@@ -21,9 +21,12 @@ from worker.db.statements.unique import FIND
 from worker.db.transitions import Held
 from worker.db.turns import Position
 from worker.flow import unique
+from worker.flow.after_commit import Outbox
 from worker.flow.call import Call, Unique
+from worker.flow.handle import Origin
 
 Mode: TypeAlias = Literal["custom", "generic"]
+MODES: Final[tuple[Mode, ...]] = ("custom", "generic")
 Send: TypeAlias = Callable[[AsyncConnection], Awaitable[Any]]
 
 WORKERS: Final = 20
@@ -46,22 +49,22 @@ class Rows(NamedTuple):
 _FILL = f"""
 INSERT INTO exarq.job (id, name, queue, args, state, enqueued_at, first_due_at, run_at, attempt, unique_key, unique_for,
                        token, worker_id, started_at, finished_at, result)
-SELECT lpad(to_hex(n + at), 32, '0')::uuid, 'tests.noop', :queue, jsonb_build_object('number', n), state, t, t, t,
+SELECT lpad(to_hex(n + at), 32, '0')::uuid, 'tests.noop', 'default', jsonb_build_object('number', n), state, t, t, t,
        attempt, CASE WHEN state <> 'succeeded' AND n % 20 = 0 THEN 'key ' || n + at END,
        CASE WHEN state <> 'succeeded' AND n % 20 = 0 THEN 'until_done' END,
        CASE WHEN attempt > 0 THEN lpad(to_hex(n + at), 32, '0')::uuid END,
        CASE WHEN attempt > 0 THEN lpad(to_hex(n % {WORKERS} + 1), 32, '0')::uuid END,
        CASE WHEN attempt > 0 THEN t END, CASE WHEN final THEN t END, CASE WHEN state = 'succeeded' THEN 'null'::jsonb END
 FROM (
-    SELECT n, 0::bigint AS at, 'queued' AS state, now() - interval '1 hour' + n * interval '1 hour' / :due AS t,
+    SELECT n, CAST(:after AS bigint) AS at, 'queued' AS state, now() - interval '1 hour' + n * interval '1 hour' / :due AS t,
            0 AS attempt, false AS final FROM generate_series(1, :due) n
     UNION ALL
-    SELECT n, :due, 'queued', now() + interval '1 hour' + n * interval '1 hour' / :later, 0, false
+    SELECT n, :due + :after, 'queued', now() + interval '1 hour' + n * interval '1 hour' / :later, 0, false
     FROM generate_series(1, :later) n
     UNION ALL
-    SELECT n, {_RUNNING_FROM}, 'running', now(), 1, false FROM generate_series(1, :running) n
+    SELECT n, {_RUNNING_FROM} + :after, 'running', now(), 1, false FROM generate_series(1, :running) n
     UNION ALL
-    SELECT n, {_FINAL_FROM},
+    SELECT n, {_FINAL_FROM} + :after,
            CASE WHEN n % 50 = 0 THEN 'failed' WHEN n % 50 = 1 THEN 'cancelled' ELSE 'succeeded' END,
            now() - (:final - n) * interval '6 days' / :final, 1, true FROM generate_series(1, :final) n
 ) AS wanted
@@ -70,15 +73,15 @@ FROM (
 
 _ATTEMPTS = f"""
 INSERT INTO exarq.attempt (job_id, token, number, ending)
-SELECT lpad(to_hex(n + {_FINAL_FROM}), 32, '0')::uuid, gen_random_uuid(), 1, 'retried'
+SELECT lpad(to_hex(n + {_FINAL_FROM} + :after), 32, '0')::uuid, gen_random_uuid(), 1, 'retried'
 FROM generate_series(1, :final) n
 """
 
 
-async def fill(connection: AsyncConnection, rows: Rows, queue: str = "default") -> None:
-    """Write this many jobs, made by the server; those that have ended were retried once."""
-    await connection.execute(text(_FILL), {"queue": queue, **rows._asdict()})
-    await connection.execute(text(_ATTEMPTS), {"final": rows.final})
+async def fill(connection: AsyncConnection, rows: Rows, *, after: int = 0) -> None:
+    """Write this many jobs, made by the server, numbered `after` so many; those that have ended were retried once."""
+    await connection.execute(text(_FILL), {"after": after, **rows._asdict()})
+    await connection.execute(text(_ATTEMPTS), {"after": after, "final": rows.final})
 
 
 def waiting_id(number: int) -> UUID:
@@ -113,7 +116,8 @@ async def later_page(connection: AsyncConnection) -> None:
 
 def enqueue_keyed(connection: Connection, on_conflict: Any) -> None:
     """Enqueue where another job has the key."""
-    unique.insert(connection, [Call("tests.noop", "{}", unique=Unique("key 20", "until_done", None, on_conflict))])
+    call = Call("tests.noop", "{}", unique=Unique("key 20", "until_done", None, on_conflict))
+    unique.insert(connection, [call], Origin(connection.engine, Outbox()))
 
 
 @dataclass(frozen=True)

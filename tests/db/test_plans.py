@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.db.plans import HOT, MOST_SORTED, Hot, Mode, Rows, fill, plans_of
+from tests.db.plans import HOT, MODES, MOST_SORTED, Hot, Mode, Rows, fill, plans_of
 from worker.db.engine import processor_engine
 
 pytestmark = pytest.mark.leaves_running
@@ -20,7 +20,6 @@ MIXED = Rows(due=5_000, later=5_000, running=200, final=30_000)
 BACKLOG = Rows(due=30_000, later=10_000, running=200, final=10_000)
 HISTORY = Rows(due=200, later=200, running=200, final=40_000)
 BURST = Rows(due=30_000, running=200)
-MODES: list[Mode] = ["custom", "generic"]
 
 
 @pytest.fixture
