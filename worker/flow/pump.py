@@ -21,7 +21,7 @@ from worker.observe.events import StepFailed, emit
 _BACK_OFF: Final = timedelta(seconds=1)
 _MOST_UNSTORED: Final = 1_000
 _AFTER_CANCEL: Final = timedelta(milliseconds=500)
-# A claim costs as much for one job as for some: where the loop is busy, more slots are free by the time it has a moment.
+# A claim costs as much for one job as for some; where the loop is busy, more slots are free by the time it has a moment
 _WORTH_A_CLAIM: Final = 0.25  # of all slots
 _MOMENT: Final = timedelta(milliseconds=1)
 _MOST_MOMENTS: Final = 8
