@@ -11,10 +11,12 @@ from worker.core.names import DEFAULT_QUEUE, LONGEST_NAME, RESERVED_QUEUES, is_n
 from worker.core.outcome import ErrorText
 from worker.core.priority import DEFAULT_PRIORITY, as_priority
 from worker.core.retry import as_delay
+from worker.core.schedule import CatchUp, Overlap, Schedule
 
 Isolation: TypeAlias = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 Commits: TypeAlias = Literal["own"]
 _LAZY_LOADS: Final = 50
+_OF_SCHEDULES: Final = ("cron", "timezone", "every", "catch_up", "overlap")
 
 
 class JobOptions(TypedDict, total=False):
@@ -30,6 +32,11 @@ class JobOptions(TypedDict, total=False):
     priority: int
     expires: float | timedelta | None
     lazy_loads: int | None
+    cron: str | None
+    timezone: str | None
+    every: float | timedelta | None
+    catch_up: CatchUp | None
+    overlap: Overlap | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,7 @@ class Rules:
         priority: 0 to 9, 0 first.
         expires: how long after a job is first due an attempt may start; None for ever.
         lazy_loads: how many an attempt's sync code may make before a warning; None: it never warns.
+        schedule: when the clock enqueues one, by `cron` and `timezone` or by `every`; None where it never does.
 
     """
 
@@ -58,6 +66,7 @@ class Rules:
     priority: int = DEFAULT_PRIORITY
     expires: timedelta | None = None
     lazy_loads: int | None = _LAZY_LOADS
+    schedule: Schedule | None = None
 
     @classmethod
     def of(cls, options: JobOptions, label: str) -> Rules:
@@ -86,6 +95,7 @@ class Rules:
             priority=_checked_priority(given.get("priority", DEFAULT_PRIORITY), label),
             expires=_checked_duration("expires", given.get("expires"), "sets no deadline", label),
             lazy_loads=_checked_lazy_loads(given.get("lazy_loads", _LAZY_LOADS), label),
+            schedule=_checked_schedule({name: given.get(name) for name in _OF_SCHEDULES}, label),
         )
 
 
@@ -134,6 +144,13 @@ def _checked_attempts(attempts: object, label: str) -> int | None:
     if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
         raise DefinitionError(f"{label}: max_attempts must be a whole number of at least 1, not {attempts!r}")
     return attempts
+
+
+def _checked_schedule(given: dict[str, Any], label: str) -> Schedule | None:
+    try:
+        return Schedule.of(**given)
+    except (TypeError, ValueError) as error:
+        raise DefinitionError(f"{label}: {error}") from None
 
 
 def _one_of(known: tuple[str, ...], value: object, what: str, label: str) -> Any:

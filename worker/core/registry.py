@@ -14,7 +14,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
 
-from worker.core.errors import DuplicateJob, ModuleNotLoaded, UnknownJob
+from worker.core.errors import DefinitionError, DuplicateJob, ModuleNotLoaded, UnknownJob
 from worker.core.options import JobOptions, Rules, checked_name
 from worker.core.outcome import ErrorText
 from worker.core.signature import Signature, label_of
@@ -49,6 +49,9 @@ class Definition(Generic[First, P, R]):
         label = label_of(fn)
         checked_name(self.name, label)
         self.rules = Rules.of(options, label)
+        if self.rules.schedule is not None and self.signature.required:
+            needs = ", ".join(self.signature.required)
+            raise DefinitionError(f"{label}: nobody gives the clock's jobs arguments; give a default to {needs}")
         if inspect.iscoroutinefunction(fn):
             _look_async(self, fn)
 

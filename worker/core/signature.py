@@ -67,6 +67,11 @@ class Signature:
         return tuple(self._parameters)
 
     @property
+    def required(self) -> tuple[str, ...]:
+        """The names of the arguments that have no default, in order."""
+        return tuple(name for name, one in self._parameters.items() if one.default is one.empty)
+
+    @property
     def takes(self) -> Takes:
         """What the function's first parameter is; a `def` takes the sync session."""
         return self._resolved().takes
@@ -168,8 +173,7 @@ class Signature:
         for name, hint in fields.items():
             _check_type(hint, {name: hint}, f"{label}: parameter {name}: ", "pass its key instead")
         _check_type(returns, {"result": returns}, f"{label}: returns ", "return plain data or a pydantic model instead")
-        required = {name for name, parameter in self._parameters.items() if parameter.default is parameter.empty}
-        fields = {name: hint if name in required else NotRequired[hint] for name, hint in fields.items()}
+        fields = {name: hint if name in self.required else NotRequired[hint] for name, hint in fields.items()}
         arguments: Codec[dict[str, Any]] = Codec(_shape(fields), f"arguments of {self._name}")
         return _Plan(takes, arguments, Codec(returns, f"results of {self._name}"))
 
