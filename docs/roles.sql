@@ -2,11 +2,12 @@
 -- Run it as the owner of the schema `exarq`, after `exarq db upgrade` (which needs that owner, or CREATE on the database),
 -- and again after an upgrade that brings a new table. Passwords, and CONNECT where PUBLIC has lost it, are up to you.
 
--- A worker: claims, completes, beats, rescues, reconciles, prunes. What its jobs touch is granted beside it.
+-- A worker: claims, completes, beats, ticks, rescues, reconciles, prunes. What its jobs touch is granted beside it.
 -- All workers of an installation share one role, for a rescuer may end the connections of its own role only.
 CREATE ROLE exarq_worker LOGIN;
 GRANT USAGE ON SCHEMA exarq TO exarq_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON exarq.job, exarq.worker TO exarq_worker;
+GRANT SELECT, INSERT, UPDATE ON exarq.schedule TO exarq_worker;
 GRANT SELECT, INSERT, DELETE ON exarq.attempt TO exarq_worker;
 GRANT SELECT, UPDATE ON exarq.upkeep TO exarq_worker;
 GRANT SELECT ON exarq.installation, exarq.alembic_version TO exarq_worker;
@@ -23,7 +24,7 @@ GRANT SELECT (name, queue, state, attempt, priority, expires_at, unique_key, uni
 GRANT UPDATE (args, run_at, first_due_at, priority, expires_at, unique_until, state, finished_at, error)
     ON exarq.job TO exarq_service;
 
--- Somebody who looks: `exarq jobs list`, `exarq jobs show`, `exarq db current`.
+-- Somebody who looks: `exarq jobs list`, `exarq jobs show`, `exarq schedules list`, `exarq db current`.
 CREATE ROLE exarq_reader LOGIN;
 GRANT USAGE ON SCHEMA exarq TO exarq_reader;
-GRANT SELECT ON exarq.job, exarq.attempt, exarq.alembic_version TO exarq_reader;
+GRANT SELECT ON exarq.job, exarq.attempt, exarq.schedule, exarq.alembic_version TO exarq_reader;

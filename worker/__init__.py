@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ReadOnlyJob,
         ResultInvalid,
         ResultTimeout,
+        ScheduleRefused,
         SchemaNotMigrated,
         SessionLeftOpen,
         SessionShared,
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
         TransactionAborted,
         TransactionEscaped,
         UnknownJob,
+        UnknownSchedule,
     )
     from worker.core.outcome import Cancel, Fail, Retry, Snooze
+    from worker.db.schedules import Scheduled
     from worker.flow.call import Call
     from worker.flow.cancel import Cancellation, cancel
     from worker.flow.enqueue import enqueue, enqueue_many
@@ -44,6 +47,14 @@ if TYPE_CHECKING:
     from worker.flow.publish import Publisher, flush_hints
     from worker.flow.publish_now import SyncPublisher
     from worker.flow.retry import Retrial, retry
+    from worker.flow.schedules import (
+        add_schedule,
+        list_schedules,
+        pause_schedule,
+        remove_schedule,
+        resume_schedule,
+        run_schedule,
+    )
     from worker.process import Worker
     from worker.settings import Settings, load_settings
 
@@ -75,6 +86,8 @@ __all__ = [
     "ResultTimeout",
     "Retrial",
     "Retry",
+    "ScheduleRefused",
+    "Scheduled",
     "SchemaNotMigrated",
     "SessionLeftOpen",
     "SessionShared",
@@ -86,7 +99,9 @@ __all__ = [
     "TransactionAborted",
     "TransactionEscaped",
     "UnknownJob",
+    "UnknownSchedule",
     "Worker",
+    "add_schedule",
     "cancel",
     "current_job",
     "enqueue",
@@ -94,14 +109,20 @@ __all__ = [
     "flush_hints",
     "handle_of",
     "job",
+    "list_schedules",
     "load_settings",
+    "pause_schedule",
+    "remove_schedule",
+    "resume_schedule",
     "retry",
+    "run_schedule",
 ]
 
 _HOMES = {
     "Client": "worker.client",
     **dict.fromkeys(("JobContext", "current_job"), "worker.core.context"),
     **dict.fromkeys(("Cancel", "Fail", "Retry", "Snooze"), "worker.core.outcome"),
+    "Scheduled": "worker.db.schedules",
     **dict.fromkeys(("Cancellation", "cancel"), "worker.flow.cancel"),
     "Call": "worker.flow.call",
     **dict.fromkeys(("enqueue", "enqueue_many"), "worker.flow.enqueue"),
@@ -110,6 +131,17 @@ _HOMES = {
     **dict.fromkeys(("Publisher", "flush_hints"), "worker.flow.publish"),
     "SyncPublisher": "worker.flow.publish_now",
     **dict.fromkeys(("Retrial", "retry"), "worker.flow.retry"),
+    **dict.fromkeys(
+        (
+            "add_schedule",
+            "list_schedules",
+            "pause_schedule",
+            "remove_schedule",
+            "resume_schedule",
+            "run_schedule",
+        ),
+        "worker.flow.schedules",
+    ),
     "Worker": "worker.process",
     **dict.fromkeys(("Settings", "load_settings"), "worker.settings"),
 }

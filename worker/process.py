@@ -47,6 +47,7 @@ from worker.upkeep.loop import Step, every, when_called
 from worker.upkeep.prune import prune
 from worker.upkeep.reconcile import reconcile
 from worker.upkeep.rescue import Rescuer
+from worker.upkeep.schedule import Ticker
 
 _WORK: Final = "exarq.work"
 _SPARE_THREADS: Final = 4
@@ -170,10 +171,11 @@ class Worker(arq.worker.Worker):
         availability = Availability(redis)
         claimer = Claimer(work, redis, worker.queues, availability)
         pump = Pump(work, claimer, concurrency=worker.concurrency, burst=self.burst, stop=stop)
-        upkeep_stop = asyncio.Event()
+        ticker, upkeep_stop = Ticker(work), asyncio.Event()
         steps: dict[str, Step] = {
             "reconcile": partial(reconcile, work, redis, availability),
             "prune": partial(prune, work),
+            "schedule": ticker.tick,
         }
         called = {name: asyncio.Event() for name in steps}
         heartbeat = self._heartbeat(work, called)
@@ -182,6 +184,7 @@ class Worker(arq.worker.Worker):
         await self._start_hooks(heartbeat)
         if unused := _unused(worker.queues, work.registry):
             emit(QueuesUnused(queues=unused))
+        await ticker.synchronise()
         emit(WorkerStarted(work.identity.id, worker.queues, worker.concurrency, work.registry.names()))
         upkeep = [
             asyncio.create_task(when_called(called[name], name, step, upkeep_stop), name=f"exarq {name}")

@@ -23,7 +23,7 @@ from worker.db.failures import sqlstate_of
 from worker.db.ids import uuid7
 from worker.flow.job import JobFunction
 from worker.flow.publish import Publisher
-from worker.observe.events import Pruned, Reconciled, WorkerRescued
+from worker.observe.events import Pruned, Reconciled, Ticked, WorkerRescued
 from worker.settings import Settings
 
 ROLES_SQL = Path(__file__).parents[2] / "docs" / "roles.sql"
@@ -76,12 +76,17 @@ async def follows(ctx: JobContext) -> None:
     await jobs.note.enqueue(ctx.session, "follow-up")
 
 
+async def ticks(ctx: JobContext) -> None:
+    """What the clock enqueues."""
+
+
 async def test_a_workers_role_suffices_for_all_it_does(
     engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], as_worker: Settings
 ) -> None:
     following = JobFunction(follows, name="tests.follows")
     registry = jobs.registry()
     registry.register(following)
+    registry.register(JobFunction(ticks, name="tests.ticks", every=1))
     old = await a_job(engine, state="succeeded", finished_at=LONG_AGO)
     unknown_to_redis = await a_job(engine, name="tests.nothing")
 
@@ -94,9 +99,10 @@ async def test_a_workers_role_suffices_for_all_it_does(
             await connection.execute(text("UPDATE exarq.job SET cancel_requested = true WHERE id = :id"), {"id": long})
         await until(lambda: _are(engine, [long], "cancelled"), "the beat sees the flag")
         await until(lambda: _are(engine, [old], None), "the old job is pruned")
+        await until(lambda: any(isinstance(event, Ticked) for event in told), "the clock ticks")
 
     assert await jobs.effects(engine) == ["first", "follow-up"]
-    assert {type(event) for event in told} >= {Pruned, Reconciled}
+    assert {type(event) for event in told} >= {Pruned, Reconciled, Ticked}
 
 
 @pytest.mark.hasty

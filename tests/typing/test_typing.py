@@ -24,6 +24,7 @@ from typing import Any, assert_type
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session
 from worker import Cancellation, Handle, JobContext, cancel, enqueue, enqueue_many, handle_of, job
+from worker import Scheduled, add_schedule, list_schedules, run_schedule
 from worker import enqeue  # refused: has no attribute "enqeue"
 
 @job
@@ -49,6 +50,12 @@ def not_async(session: AsyncSession) -> int:
 @job(isolation="AUTOCOMMIT")  # refused: No overload variant of "job" matches argument type "str"
 async def loose(ctx: JobContext) -> None: ...
 
+@job(cron="0 3 * * *", timezone="Europe/Berlin", catch_up="all", overlap="skip")
+async def nightly(ctx: JobContext) -> None: ...
+
+@job(cron=3)  # refused: No overload variant of "job" matches argument type "int"
+async def daily(ctx: JobContext) -> None: ...
+
 @job(queue=7)  # refused: No overload variant of "job" matches argument type "int"
 async def odd(ctx: JobContext) -> None: ...
 
@@ -70,6 +77,8 @@ async def wanted(session: AsyncSession, ctx: JobContext) -> None:
     coroutine: Coroutine[Any, Any, list[str]] = charge(session, 7)
     await coroutine
     assert_type(await close_month.enqueue(session, month="2026-10"), Handle[dict[str, int]])
+    assert_type(await add_schedule(session, charge, {"invoice_id": 7}, every=60, name="x"), Scheduled)
+    assert_type(await list_schedules(session), list[Scheduled])
     assert_type(await add_up.options(delay=60).enqueue(session, [7]), Handle[int])
     assert_type(await enqueue_many(session, [close_month.call("2026-10", force=True)]), list[Handle[Any]])
 
@@ -80,6 +89,8 @@ def plain_script(session: Session, scoped: scoped_session[Session]) -> None:
     assert_type(enqueue(session, "shop.charge"), Handle[Any])
     assert_type(cancel(session, charge.enqueue(session, 7).id), Cancellation)
     charge.enqueue(session, "7")  # refused: No overload variant of "enqueue" of "JobFunction" matches argument types "Session", "str"
+    assert_type(add_schedule(session, "shop.charge", cron="0 3 * * *", timezone="UTC"), Scheduled)
+    assert_type(run_schedule(scoped, "x"), Handle[Any])
     assert_type(close_month(session, "2026-10"), dict[str, int])
     assert_type(add_up(session, [7]), int)
 
@@ -96,6 +107,7 @@ async def refused(session: AsyncSession, ctx: JobContext) -> None:
     await charge.options(delay=1).enqueue(session, "7")  # refused: No overload variant of "enqueue" of "Options" matches argument types "AsyncSession", "str"
     await charge.options(delay=1).enqueue(session)  # refused: No overload variant of "enqueue" of "Options" matches argument type "AsyncSession"
     await charge.options(delay=1).enqueue(session, 7, surplus=1)  # refused: Unexpected keyword argument "surplus"
+    await add_schedule(session, "shop.charge", overlap="never")  # refused: No overload variant of "__call__" of "ForBoth" matches argument types
     charge.options(dealy=1)  # refused: Unexpected keyword argument "dealy"
     charge.call("7")  # refused: incompatible type "str"; expected "int"
     charge.call()  # refused: invoice_id

@@ -77,6 +77,17 @@ class UnknownJob(ExarqError):
         )
 
 
+class UnknownSchedule(ExarqError):
+    """Raised when no schedule has the name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"no schedule named {name!r}{nearest_name(name, known)}; `exarq schedules list` shows them")
+
+
+class ScheduleRefused(ExarqError):
+    """Raised when a schedule cannot be added because another has its name, or removed because code declares it."""
+
+
 class ArgumentsInvalid(ExarqError):
     """Raised when arguments do not fit a job's signature, at the enqueue or again at the run."""
 

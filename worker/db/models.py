@@ -195,6 +195,41 @@ class Upkeep(Base):
     )
 
 
+class ScheduleRow(Base):
+    """When jobs are enqueued without anybody who does it, and the next tick that has had none."""
+
+    __tablename__ = "schedule"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    job: Mapped[str]
+    args: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
+    queue: Mapped[str | None]
+    priority: Mapped[int | None] = mapped_column(SmallInteger)
+    declared: Mapped[bool]
+    cron: Mapped[str | None]
+    timezone: Mapped[str] = mapped_column(server_default="UTC")
+    every: Mapped[timedelta | None]
+    catch_up: Mapped[str] = mapped_column(server_default="last")
+    overlap: Mapped[str] = mapped_column(server_default="allow")
+    since: Mapped[datetime]
+    next_at: Mapped[datetime]
+    paused_at: Mapped[datetime | None]
+    last_at: Mapped[datetime | None]
+    last_job_id: Mapped[UUID | None]
+
+    __table_args__ = (
+        CheckConstraint("(cron IS NULL) <> (every IS NULL)", name="rhythm"),
+        Index("schedule_next", "next_at", postgresql_where=text("paused_at IS NULL")),
+        {
+            "postgresql_with": {
+                "fillfactor": 50,
+                "autovacuum_vacuum_scale_factor": 0,
+                "autovacuum_vacuum_threshold": 500,
+            }
+        },
+    )
+
+
 class Installation(Base):
     """One row: the id that marks this database's hints in a Redis that others may use too."""
 

@@ -354,6 +354,48 @@ class LazyLoadsOverBudget(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TickCommitting(Event):
+    """A tick was taken and its jobs are written; nothing is committed yet."""
+
+    level = logging.DEBUG
+    text = "committing a tick"
+    schedule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked(Event):
+    """A schedule's tick, the last of those that were due, and how many jobs they got.
+
+    `skipped` had none, for an earlier tick's job had not ended.
+    """
+
+    text = "schedule ticked"
+    schedule: str
+    tick: str
+    jobs: int
+    skipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class TickFailed(Event):
+    """The job of a tick cannot be made in this worker; the tick stays due, and another may."""
+
+    level = logging.WARNING
+    text = "a schedule's tick stays due, for its job cannot be made here"
+    schedule: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleNameTaken(Event):
+    """The schedule of a job's definition is not made: somebody has added another one of that name."""
+
+    level = logging.WARNING
+    text = "a schedule of this name was added by hand, so the one that the code declares does not tick"
+    schedule: str
+
+
+@dataclass(frozen=True, slots=True)
 class SelfFenced(Event):
     """No beat could be made for a lease; the worker cancelled its own runs."""
 
