@@ -12,6 +12,7 @@ from worker.cli.jobs import jobs_app
 from worker.cli.operations import operations
 from worker.cli.options import AsJson
 from worker.cli.output import complain
+from worker.cli.schedules import schedules_app
 from worker.core.errors import ArgumentsInvalid, ExarqError
 
 _ENDINGS = (
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 db_app = typer.Typer(help="Look after Exarq's tables.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(schedules_app, name="schedules")
 app.add_typer(db_app, name="db")
 app.add_typer(operations)
 

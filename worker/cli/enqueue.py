@@ -44,7 +44,7 @@ def enqueue_one(name: str, text: str, options: EnqueueOptions, *, as_json: bool,
         raise ArgumentsInvalid(f"--wait takes 0 or more seconds, not {wait:g}")
     settings = load_settings()
     load_jobs(settings)
-    args = _arguments(text)
+    args = arguments(text)
     template(name, Rules(), options)  # refused before anything is asked of a server
     try:
         handle, result = asyncio.run(_enqueue(settings, name, args, options, wait))
@@ -119,7 +119,11 @@ def _tell(event: Event) -> None:
 _EXAMPLE: Final = "an object of names and values, such as '{\"invoice_id\": 7}'"
 
 
-def _arguments(text: str) -> dict[str, Any]:
+def arguments(text: str) -> dict[str, Any]:
+    """The arguments that somebody typed as a JSON object, or has on stdin.
+
+    Raises: `ArgumentsInvalid`.
+    """
     given = _stdin() if text == "-" else text
     try:
         value = from_json(given, allow_inf_nan=False)

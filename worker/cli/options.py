@@ -23,7 +23,7 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w":
 _OLDEST: Final = timedelta(days=36_500)
 
 
-def age(text: str | None) -> timedelta | None:
+def age(text: str | None, what: str = "an age") -> timedelta | None:
     """The length of time that somebody typed, such as 2h or 7d.
 
     Raises: `ArgumentsInvalid`.
@@ -33,5 +33,5 @@ def age(text: str | None) -> timedelta | None:
     found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s?([smhdw])", text.strip(), re.ASCII)
     length = timedelta(**{_UNITS[found[2]]: float(found[1])}) if found else None
     if length is None or length > _OLDEST:
-        raise ArgumentsInvalid(f"{text!r} is not an age; write a number and a unit, such as 90s, 15m, 2h, 7d or 4w")
+        raise ArgumentsInvalid(f"{text!r} is not {what}; write a number and a unit, such as 90s, 15m, 2h, 7d or 4w")
     return length
