@@ -14,7 +14,7 @@ from sqlalchemy import BigInteger, ForeignKey, func, insert, literal, select
 from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncConnection, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
 
-from worker import Fail, JobContext, job
+from worker import Fail, JobContext, enqueue_many, job
 
 
 class Base(AsyncAttrs, DeclarativeBase):
@@ -86,13 +86,18 @@ class Contents:
 
 
 def plan(path: str | None = None) -> list[str]:
-    """The names of all distributions installed here, or under `path`.
-
-    `await enqueue_many(session, [catalogue.call(name, path) for name in plan(path)])` enqueues a job for each.
-    """
+    """The names of all distributions installed here, or under `path`."""
     found = distributions() if path is None else distributions(path=[path])
     names = {_normalized(name): name for installed in found if (name := installed.metadata["Name"])}
     return sorted(names.values(), key=_normalized)
+
+
+@job(cron="0 3 * * *", timezone="Europe/Berlin", overlap="skip")
+async def nightly(session: AsyncSession, path: str | None = None) -> int:
+    """Have every distribution catalogued, each by a job of its own; returns how many there are."""
+    names = await asyncio.to_thread(plan, path)
+    await enqueue_many(session, [catalogue.call(name, path) for name in names])
+    return len(names)
 
 
 @job

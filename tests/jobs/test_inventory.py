@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from jobs.inventory import (
     Catalogued,
@@ -19,12 +20,17 @@ from jobs.inventory import (
     InventoryTotal,
     catalogue,
     largest,
+    nightly,
     plan,
     report,
     summarise,
 )
-from worker import Client, Fail, enqueue_many
-from worker.testing import assert_enqueued, assert_not_enqueued, drain, run_inline
+from tests.life import jobs_for_tests
+from tests.support import a_work
+from worker import Client, Fail, Settings, enqueue_many
+from worker.core.registry import Registry
+from worker.testing import assert_enqueued, assert_not_enqueued, drain, frozen_clock, run_inline
+from worker.upkeep.schedule import Ticker
 
 FILES = select(DistributedFile.path, DistributedFile.size, DistributedFile.sha256).order_by(DistributedFile.path)
 TOTALS = select(InventoryTotal.files, InventoryTotal.missing, InventoryTotal.bytes)
@@ -80,6 +86,33 @@ async def test_a_file_that_vanished_is_noted_and_the_others_are_stored(session: 
     assert found == Catalogued(found.distribution_id, files=2, missing=1)
     assert [(name, size) for name, size, _ in await rows(session, FILES)] == [("gone.py", None), ("here.py", 4)]
     assert await rows(session, TOTALS) == [(2, 1, 4)]
+
+
+async def test_a_night_has_every_distribution_catalogued(session: AsyncSession, tmp_path: Path) -> None:
+    path = installed(tmp_path, "small", {"small.py": b"1"})
+    installed(tmp_path, "tiny", {"tiny.py": b"22"})
+
+    count = await run_inline(nightly, session, path)
+    await drain(session)
+
+    assert count == 2
+    assert sorted(await rows(session, select(Distribution.name))) == [("small",), ("tiny",)]
+    assert await rows(session, TOTALS) == [(1, 0, 1), (1, 0, 2)]
+
+
+async def test_the_clock_enqueues_it_each_night(engine: AsyncEngine, settings: Settings) -> None:
+    registry = Registry()
+    registry.register(nightly)
+
+    with frozen_clock(datetime(2027, 1, 1, 12, tzinfo=UTC)) as clock:
+        async with a_work(settings, registry) as work:
+            ticker = Ticker(work)
+            for _ in range(24):
+                await ticker.tick()
+                clock.tick(3600)
+
+    found = await jobs_for_tests.rows(engine, "name, first_due_at")
+    assert [tuple(one) for one in found] == [("inventory.nightly", datetime(2027, 1, 2, 2, tzinfo=UTC))]
 
 
 async def test_a_second_run_stores_a_catalogue_of_its_own(session: AsyncSession, tmp_path: Path) -> None:
