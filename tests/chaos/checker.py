@@ -74,6 +74,7 @@ INVARIANTS: Final[Mapping[str, str]] = {
     "phantoms": """
         SELECT id, 'nobody placed it' FROM exarq.job
         WHERE NOT EXISTS (SELECT FROM placed WHERE job_id = id) AND NOT EXISTS (SELECT FROM effect WHERE child = id)
+        AND NOT EXISTS (SELECT FROM exarq.schedule WHERE schedule.job = job.name)
         UNION ALL SELECT job_id, 'its transaction was rolled back' FROM told
         WHERE said = 'rolled back' AND EXISTS (SELECT FROM exarq.job WHERE id = told.job_id)
         UNION ALL SELECT job_id, 'an effect of no job' FROM effect
@@ -142,6 +143,17 @@ INVARIANTS: Final[Mapping[str, str]] = {
         JOIN keyed AS later USING (name, unique_key) CROSS JOIN LATERAL (
             SELECT became FROM history WHERE job_id = live.id AND at < later.came ORDER BY n DESC LIMIT 1) AS stood
         WHERE live.id <> later.id AND stood.became IN ('queued', 'running')
+    """,
+    "ticks": """
+        SELECT CAST(first_due_at AS text), 'this tick has ' || count(*) || ' jobs'
+        FROM exarq.job JOIN exarq.schedule ON schedule.job = job.name GROUP BY first_due_at HAVING count(*) > 1
+        UNION ALL SELECT CAST(tick AS text), 'this tick has no job'
+        FROM exarq.schedule CROSS JOIN generate_series(since + every, next_at - every, every) AS tick
+        WHERE NOT EXISTS (SELECT FROM exarq.job WHERE job.name = schedule.job AND first_due_at = tick)
+        UNION ALL SELECT CAST(first_due_at AS text), 'has a job, and the schedule has not moved on'
+        FROM exarq.job JOIN exarq.schedule ON schedule.job = job.name WHERE first_due_at >= next_at
+        UNION ALL SELECT 'the clock', 'has not ticked' WHERE NOT EXISTS (
+            SELECT FROM exarq.schedule WHERE last_at IS NOT NULL)
     """,
     "innocents_failed": """
         SELECT id, 'failed after ' || failures || ' failures and ' || crashes || ' crashes: ' || coalesce(error, '')

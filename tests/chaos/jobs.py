@@ -59,6 +59,7 @@ KINDS: Final[dict[str, Kind]] = {
     "shares": Kind(0, "failed"),
     "poison": Kind(0, "failed"),
     "too_late": Kind(0, "cancelled"),
+    "ticks": Kind(1),
 }
 
 _EFFECT: Final = text("INSERT INTO effect VALUES (:job, :part, :attempt, :child)")
@@ -280,6 +281,14 @@ async def shares(ctx: JobContext) -> Result:
 async def too_late(ctx: JobContext) -> Result:
     """Never run: no claim is so quick."""
     return _began(ctx)
+
+
+@job(name="chaos.ticks", every=1, catch_up="all")
+async def ticks(ctx: JobContext) -> Result:
+    """Write one row, each second, by the clock."""
+    result = _began(ctx)
+    await _effect(ctx, 0)
+    return result
 
 
 @job(name="chaos.poison")

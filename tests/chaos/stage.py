@@ -16,7 +16,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from arq.connections import ArqRedis
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from tests.chaos import business, looks
 from tests.chaos.checker import Findings, Offence, check
@@ -28,6 +28,7 @@ from worker.broker.connection import connect
 from worker.db import migrate
 from worker.flow.enqueue import Call, enqueue_many
 from worker.flow.publish import Publisher
+from worker.flow.schedules import list_schedules, pause_schedule
 
 OBSERVER: Final = "chaos stage"
 """The application name of the connections that look and place jobs, past all proxies."""
@@ -190,6 +191,7 @@ class Stage(Fleet):
             process.send(signal.SIGTERM)
         for process in producers:
             await process.ended(15)
+        await self._stop_the_clock()
         await self.quiet(patience)
         self.offences += await looks.idle_in_transaction(self.engine)
         self.offences += await looks.left_running(self.engine)
@@ -203,6 +205,11 @@ class Stage(Fleet):
         )
         found.offences += self.offences
         return found
+
+    async def _stop_the_clock(self) -> None:
+        async with AsyncSession(self.engine) as session, session.begin():
+            for scheduled in await list_schedules(session):
+                await pause_schedule(session, scheduled.name)
 
 
 @asynccontextmanager

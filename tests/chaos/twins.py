@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from tests.chaos import jobs, looks
@@ -25,7 +25,7 @@ from worker.broker import scripts
 from worker.core import blame
 from worker.core.states import JobState
 from worker.core.watch import Watch
-from worker.db import ends, reads, transitions
+from worker.db import ends, reads, schedules, transitions
 from worker.db.ends import Stand
 from worker.db.models import Job, Worker
 from worker.db.send import once
@@ -36,7 +36,7 @@ from worker.flow.attempt import Attempt
 from worker.flow.claim import Claimer
 from worker.flow.holdings import Holdings, Run
 from worker.flow.waiting import NET
-from worker.upkeep import reconcile
+from worker.upkeep import reconcile, schedule
 
 Scenario = Callable[[Stage], Awaitable[None]]
 AHEAD: Final = "CHAOS_SECONDS_AHEAD"
@@ -300,6 +300,23 @@ def _tells_what_runs() -> None:
     _put(ends, "stands", with_what_runs)
 
 
+def _takes_any_tick() -> None:
+    """A worker that has seen a tick takes it, wherever the schedule stands by then."""
+    take = schedule.take
+    move_on = text("UPDATE exarq.schedule SET next_at = :next_at WHERE name = :name")
+
+    def advance(connection: Connection, name: str, *, due: datetime, next_at: datetime) -> bool:
+        connection.execute(move_on, {"name": name, "next_at": next_at})
+        return True
+
+    async def later(*seen: Any) -> bool:
+        await asyncio.sleep(0.5)  # until all have seen it
+        return await take(*seen)
+
+    _put(schedules, "advance", advance)
+    _put(schedule, "take", later)
+
+
 def _leaks(*, uncommitted: bool = False) -> None:
     """Now and then an attempt keeps its connection; maybe only where its transaction is still open."""
     close = Attempt.close
@@ -331,6 +348,7 @@ TWINS: Final[dict[str, Twin]] = {
     "gives_back_what_is_lost": Twin("illegal_moves", _gives_back_what_is_lost, a_blocked_worker),
     "takes_any_key": Twin("two_live", _takes_any_key, no_index),
     "tells_what_runs": Twin("told_otherwise", _tells_what_runs, a_wait_through_kills),
+    "takes_any_tick": Twin("ticks", _takes_any_tick, work),
     "leaks": Twin("pools_not_full", _leaks, work),
     "leaks_in_a_transaction": Twin("idle_in_transaction", partial(_leaks, uncommitted=True), work),
 }

@@ -26,6 +26,7 @@ KILL_AT: Final = "CHAOS_KILL_AT"
 NO_LINES: Final = frozenset(
     {"HintsTaken", "JobsClaimed", "CommitSending", "FlushSending", "HintsDropping", "EffectWritten"}
     | {"AttemptEnded", "RescueCommitting", "ReconcileCommitting", "Pruned"}
+    | {"TickCommitting", "Ticked"}
 )
 """Events of every job: too many to note, and the tables tell the same."""
 

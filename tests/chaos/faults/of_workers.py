@@ -27,6 +27,7 @@ KILL_POINTS: Final = {
     "HintsDropping": 3,
     "ReconcileCommitting": 1,
     "RescueCommitting": 1,
+    "TickCommitting": 3,
 }
 """The events at which a worker kills itself, and how far a run may let it come: at the first up to that number."""
 
