@@ -39,8 +39,8 @@ def environment(database_url: str, redis_url: str) -> dict[str, str]:
 async def test_the_example_runs_as_printed_by_the_commands_as_printed(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    example, test = blocks("python")
-    (tmp_path / "app.py").write_text(example, encoding="utf-8")
+    example, scheduled, test = blocks("python")
+    (tmp_path / "app.py").write_text(example + scheduled, encoding="utf-8")
     (tmp_path / "test_app.py").write_text(test, encoding="utf-8")
     commands = [line for line in blocks("sh")[1].splitlines() if not line.startswith("export")]
 
@@ -49,14 +49,21 @@ async def test_the_example_runs_as_printed_by_the_commands_as_printed(
     (listed,) = json.loads(run("exarq jobs list --json", tmp_path, environment))
     shown = json.loads(run(f"exarq jobs show {listed['id']} --json", tmp_path, environment))
 
+    for command in blocks("sh")[2].splitlines():
+        run(command, tmp_path, environment)
+    (ran, _) = json.loads(run("exarq jobs list --json", tmp_path, environment))
+    (schedule,) = json.loads(run("exarq schedules list --json", tmp_path, environment))
+
     assert listed["name"] == "app.charge"
+    assert (ran["name"], ran["state"]) == ("app.close_day", "queued")
+    assert (schedule["name"], schedule["timezone"]) == ("app.close_day", "Europe/Berlin")
     assert shown["state"] == "succeeded"
     assert shown["result"] == "invoice 1 is paid"
     assert "1 passed" in run("python -m pytest -q -p no:cacheprovider -p no:valkey test_app.py", tmp_path, environment)
 
 
 def test_the_example_is_short() -> None:
-    example, _ = blocks("python")
+    example = blocks("python")[0]
 
     statements = [line for line in example.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
