@@ -24,6 +24,7 @@ from worker.broker.connection import connect, require_database
 from worker.core.errors import DefinitionError
 from worker.core.registry import Definition, Registry, default_registry, load_modules
 from worker.core.watch import Watch
+from worker.db.turns import CLOCK
 from worker.flow.availability import Availability
 from worker.flow.claim import Claimer
 from worker.flow.complete import publish_moved
@@ -175,7 +176,7 @@ class Worker(arq.worker.Worker):
         steps: dict[str, Step] = {
             "reconcile": partial(reconcile, work, redis, availability),
             "prune": partial(prune, work),
-            "schedule": ticker.tick,
+            CLOCK: ticker.tick,
         }
         called = {name: asyncio.Event() for name in steps}
         heartbeat = self._heartbeat(work, called)
@@ -185,6 +186,7 @@ class Worker(arq.worker.Worker):
         if unused := _unused(worker.queues, work.registry):
             emit(QueuesUnused(queues=unused))
         await ticker.synchronise()
+        called[CLOCK].set()
         emit(WorkerStarted(work.identity.id, worker.queues, worker.concurrency, work.registry.names()))
         upkeep = [
             asyncio.create_task(when_called(called[name], name, step, upkeep_stop), name=f"exarq {name}")

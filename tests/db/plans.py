@@ -153,7 +153,7 @@ HOT: Final = [
     Hot("release", lambda c: transitions.release_many(c, _HELD, "stopped"), "job_pkey"),
     Hot("what runs here", lambda c: reads.running_under(c, _WORKER), "job_running"),
     Hot("beat", lambda c: workers.beat(c, _WORKER), "job_running"),
-    Hot("sweep", lambda c: reads.sweep(c, horizon=_SOON), "job_running"),
+    Hot("sweep", lambda c: reads.sweep(c, horizon=_SOON, soon=_SOON), "job_running"),
     Hot(
         "rescue",
         lambda c: transitions.rescue(c, _WORKER, had_announced_its_stop=False, max_crashes=3, reason="x"),

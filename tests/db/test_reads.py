@@ -15,7 +15,7 @@ from tests.support import a_job
 from worker.core.states import JobState
 from worker.db import reads, turns, workers
 from worker.db.ids import uuid7
-from worker.db.models import Attempt
+from worker.db.models import Attempt, ScheduleRow
 from worker.db.transitions import Held
 from worker.db.turns import Position
 
@@ -94,7 +94,7 @@ async def test_beats_are_told_of_all_workers_and_of_ids_that_have_only_running_j
         await a_job(engine, state=JobState.RUNNING, worker_id=worker_id)
     await a_job(engine, state=JobState.FAILED, worker_id=finished)
 
-    found = await send(engine, lambda c: reads.sweep(c, horizon=MINUTE))
+    found = await send(engine, lambda c: reads.sweep(c, horizon=MINUTE, soon=MINUTE))
 
     assert found.beats == {alive: 1, gone: None}
 
@@ -103,7 +103,7 @@ async def test_the_walk_is_due_while_something_waits_that_is_due_soon_or_it_has_
     engine: AsyncEngine,
 ) -> None:
     async def due() -> frozenset[str]:
-        seen: reads.Seen = await send(engine, lambda c: reads.sweep(c, horizon=MINUTE))
+        seen: reads.Seen = await send(engine, lambda c: reads.sweep(c, horizon=MINUTE, soon=MINUTE))
         return seen.due
 
     when_nothing_waits = await due()
@@ -197,3 +197,22 @@ async def test_a_job_is_shown_with_its_attempts_oldest_first(engine: AsyncEngine
     assert found[1] == "retrying"
     assert [attempt.number for attempt in found[0].attempts] == [1, 2]
     assert missing is None
+
+
+async def test_the_clock_is_due_only_while_a_tick_is_near(engine: AsyncEngine) -> None:
+    async def due() -> frozenset[str]:
+        seen: reads.Seen = await send(engine, lambda c: reads.sweep(c, horizon=MINUTE, soon=MINUTE))
+        return seen.due
+
+    async def a_schedule(in_: timedelta, **paused: Any) -> None:
+        async with engine.begin() as connection:
+            moment = await now(engine)
+            values = {"name": f"in {in_}", "job": "j", "declared": False, "every": MINUTE, "since": moment}
+            await connection.execute(insert(ScheduleRow).values(**values, next_at=moment + in_, **paused))
+
+    await a_schedule(2 * MINUTE)
+    await a_schedule(-MINUTE, paused_at=await now(engine))
+    far = await due()
+    await a_schedule(MINUTE / 2)
+
+    assert [far, await due()] == [{"prune"}, {"prune", "schedule"}]

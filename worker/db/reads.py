@@ -25,6 +25,7 @@ from sqlalchemy import (
     cast,
     exists,
     func,
+    literal,
     null,
     or_,
     select,
@@ -36,9 +37,9 @@ from sqlalchemy.orm import selectinload
 
 from worker.core.blame import SUSPECT_FROM
 from worker.core.states import JobState
-from worker.db.models import Installation, Job, Upkeep, Worker, constant
+from worker.db.models import Installation, Job, ScheduleRow, Upkeep, Worker, constant
 from worker.db.transitions import Held
-from worker.db.turns import WALK, Position
+from worker.db.turns import CLOCK, WALK, Position
 
 
 async def installation_id(connection: AsyncConnection) -> UUID:
@@ -136,6 +137,12 @@ _SWEEP = union_all(
         Upkeep.due_at <= func.clock_timestamp(),
         or_(Upkeep.step != WALK, Upkeep.after_id.is_not(None), _SOMETHING_WAITS),
     ),
+    select(cast(null(), Uuid), _NO_BEAT, literal(CLOCK, Text)).where(
+        exists().where(
+            ScheduleRow.paused_at.is_(None),
+            ScheduleRow.next_at <= func.statement_timestamp() + bindparam("soon", type_=Interval),
+        )
+    ),
 )
 
 
@@ -153,9 +160,9 @@ class Seen:
     due: frozenset[str]
 
 
-async def sweep(connection: AsyncConnection, *, horizon: timedelta) -> Seen:
-    """Look at the workers and at the steps, in one round trip; what waits is looked for within `horizon`."""
-    rows = (await connection.execute(_SWEEP, {"horizon": horizon})).all()
+async def sweep(connection: AsyncConnection, *, horizon: timedelta, soon: timedelta) -> Seen:
+    """Look at the workers and at the steps, in one round trip; jobs that wait, and ticks, are looked for that far."""
+    rows = (await connection.execute(_SWEEP, {"horizon": horizon, "soon": soon})).all()
     known = {id_: beat for id_, beat, _ in rows if beat is not None}
     orphans = dict.fromkeys(id_ for id_, beat, _ in rows if id_ is not None and beat is None)
     return Seen({**orphans, **known}, frozenset(step for _, _, step in rows if step is not None))

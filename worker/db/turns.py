@@ -15,6 +15,9 @@ from worker.db.models import Upkeep
 WALK: Final = "reconcile"
 """The step that walks over the waiting jobs, so that nobody need take it while none waits."""
 
+CLOCK: Final = "schedule"
+"""The step that enqueues what the clock says: no turn, for each tick is taken by itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:

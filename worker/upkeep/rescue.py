@@ -87,7 +87,7 @@ class Rescuer:
 
     async def look(self, engine: AsyncEngine) -> timedelta:
         """Look once, call for the steps that are due, rescue from those that are dead; returns how long to the next."""
-        seen = await once(engine, partial(reads.sweep, horizon=HORIZON))
+        seen = await once(engine, partial(reads.sweep, horizon=HORIZON, soon=2 * self._sweep))
         self._due(seen.due)
         beats = seen.beats
         beats.pop(self._identity.id, None)

@@ -1,8 +1,8 @@
 """Schedule: enqueue what the clock says; whichever worker comes first takes a tick, together with its job.
 
-All workers look when the next tick is due, and otherwise once a sweep. Taking a tick moves the schedule on only from
-where the worker has seen it, in the transaction that enqueues, so who dies in the middle of it has taken nothing. The
-clock is PostgreSQL's.
+All workers look when the next tick is due; while none is near, a sweep looks for them. Taking a tick moves the schedule
+on only from where the worker has seen it, in the transaction that enqueues, so who dies in the middle of it has taken
+nothing. The clock is PostgreSQL's.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from worker.core.schedule import Schedule
 from worker.db import schedules
 from worker.db.schedules import MOST_AT_ONCE, Look, Scheduled
 from worker.db.send import once
+from worker.db.turns import CLOCK
 from worker.flow.enqueue import enqueue_many
 from worker.flow.schedules import call_of
 from worker.flow.work import Work
 from worker.observe.events import ScheduleNameTaken, StepFailed, TickCommitting, Ticked, TickFailed, emit
 
-STEP: Final = "schedule"
 # The first of many workers to wake takes the tick, and the others need not try.
 _SPREAD: Final = timedelta(milliseconds=200)
 # Another has it just now; should that one die, the tick is due still.
@@ -51,17 +51,21 @@ class Ticker:
         try:
             await self._synchronise()
         except Exception as error:
-            emit(StepFailed(step=STEP, error=f"{type(error).__name__}: {error}"))
+            emit(StepFailed(step=CLOCK, error=f"{type(error).__name__}: {error}"))
 
     async def tick(self) -> timedelta | None:
-        """Take each tick that is due; returns how long to wait for the next one, at the longest a sweep."""
-        await self._synchronise()
+        """Take each tick that is due; returns how long to wait for the next one, None where a sweep sees it in time."""
         sweep, looked = self._work.settings.worker.sweep, time.monotonic()
-        seen = await once(self._work.processor, lambda connection: connection.run_sync(self._look, sweep))
-        waits = [sweep]
+        await self.synchronise()
+        if not self._synchronised:
+            return sweep
+        seen = await once(self._work.processor, lambda connection: connection.run_sync(self._look, 2 * sweep))
+        waits = []
         for scheduled in seen.soon:
             due = scheduled.next_at <= seen.now
             waits.append(await self._take(scheduled, seen.now) if due else scheduled.next_at - seen.now)
+        if not waits:
+            return None
         passed = timedelta(seconds=time.monotonic() - looked)
         if len(seen.soon) == MOST_AT_ONCE:
             return timedelta(0)

@@ -226,7 +226,7 @@ def rescue(dead: UUID) -> Move:
     """As the upkeep does it: one rescuer at a time, and only where the beat is still the one that was seen."""
 
     async def send(connection: AsyncConnection) -> Any:
-        seen = (await reads.sweep(connection, horizon=timedelta(0))).beats.get(dead)
+        seen = (await reads.sweep(connection, horizon=timedelta(0), soon=timedelta(0))).beats.get(dead)
         if not await workers.lock_for_rescue(connection, dead):
             return None
         silent, announced = await workers.still_silent(connection, dead, seen)

@@ -199,7 +199,7 @@ class World:
 
     async def beats(self) -> dict[UUID, int | None]:
         """Whom a rescuer looks at, but for the worker whose parts the machine borrows."""
-        found = (await reads.sweep(self._here, horizon=timedelta(0))).beats
+        found = (await reads.sweep(self._here, horizon=timedelta(0), soon=timedelta(0))).beats
         del found[self._work.identity.id]
         return found
 
