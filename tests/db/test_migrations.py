@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -34,6 +35,9 @@ async def empty(servers: TestServers) -> AsyncIterator[AsyncEngine]:
     finally:
         await engine.dispose()
         servers.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+_ENQUEUE = " FROM pg_proc WHERE pronamespace = 'exarq'::regnamespace AND proname = 'enqueue'"
 
 
 async def inspected(engine: AsyncEngine, look: Callable[[Connection], Any]) -> Any:
@@ -186,11 +190,27 @@ async def test_an_upgrade_needs_no_more_than_its_schema(empty: AsyncEngine) -> N
 
         assert await value(modest, "SELECT current_user") == role
         assert await value(modest, "SELECT count(*) FROM exarq.job") == 0
+        assert await value(modest, "SELECT has_function_privilege('exarq_enqueue', oid, 'EXECUTE')" + _ENQUEUE)
     finally:
         await modest.dispose()
         async with empty.begin() as connection:
             await connection.execute(text(f"DROP OWNED BY {role} CASCADE"))
             await connection.execute(text(f"DROP ROLE {role}"))
+
+
+async def test_who_may_make_no_role_migrates_without_it(empty: AsyncEngine) -> None:
+    role = f"exarq_test_modest_{os.getpid()}"
+    make = import_module("worker.db.migrations.versions.0003_sql_enqueue")._MAKE_ROLE.replace(
+        "exarq_enqueue", "exarq_nobody"
+    )
+    async with empty.begin() as connection:
+        await connection.execute(text(f"CREATE ROLE {role}"))
+        await connection.execute(text(f"SET LOCAL ROLE {role}"))
+
+        await connection.execute(text(make))
+
+        assert (await connection.execute(text("SELECT to_regrole('exarq_nobody')"))).scalar() is None
+        await connection.rollback()
 
 
 # ── the check at the start ──────────────────────────────────────────────────────────────────────────────────────────

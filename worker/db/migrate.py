@@ -17,7 +17,7 @@ from worker.db.models import SCHEMA
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The newest revision in `migrations/versions`, so that only a migration pays for Alembic's import."""
 
 BASE: Final = "base"
