@@ -40,13 +40,14 @@ from worker.observe.events import (
     WorkerStopping,
     emit,
 )
-from worker.resources import HEARTBEAT_CONNECTIONS, open_processor_engine, open_work
+from worker.resources import HEARTBEAT_CONNECTIONS, open_processor_engine, open_relay_engine, open_work
 from worker.settings import Settings, load_settings
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.listen import listen
 from worker.upkeep.loop import Step, every, when_called
 from worker.upkeep.prune import prune
 from worker.upkeep.reconcile import reconcile
+from worker.upkeep.relay import relay
 from worker.upkeep.rescue import Rescuer
 from worker.upkeep.schedule import Ticker
 
@@ -193,7 +194,11 @@ class Worker(arq.worker.Worker):
             for name, step in steps.items()
         ]
         hear = partial(listen, work, redis, availability)
-        listening = asyncio.create_task(every(worker.sweep, "listen", hear, upkeep_stop), name="exarq listen")
+        pass_on = partial(relay, work, partial(open_relay_engine, self._settings, self._database_url, work.identity))
+        listening = [
+            asyncio.create_task(every(worker.sweep, name, step, upkeep_stop), name=f"exarq {name}")
+            for name, step in (("listen", hear), ("relay", pass_on))
+        ]
         try:
             await pump.until_stopped()
         finally:
@@ -207,8 +212,9 @@ class Worker(arq.worker.Worker):
                 upkeep_stop.set()
                 given_back = await heartbeat.finish()
                 await pump.abandon()
-                listening.cancel()
-                await _ended([*upkeep, listening])
+                for task in listening:
+                    task.cancel()
+                await _ended([*upkeep, *listening])
                 await availability.close()
         counts = work.counts
         emit(

@@ -36,12 +36,13 @@ from worker.settings import Settings
 # Claims, flushes, completions and upkeep.
 _OWN_CONNECTIONS: Final = 4
 HEARTBEAT_CONNECTIONS: Final = 2
+_RELAY_CONNECTIONS: Final = 1
 _CLOSE_LIMIT: Final = timedelta(seconds=2)
 
 
 def connections_of(concurrency: int) -> int:
     """How many connections to PostgreSQL a worker may open."""
-    return concurrency + FOR_SECOND_SESSIONS + _OWN_CONNECTIONS + HEARTBEAT_CONNECTIONS
+    return concurrency + FOR_SECOND_SESSIONS + _OWN_CONNECTIONS + HEARTBEAT_CONNECTIONS + _RELAY_CONNECTIONS
 
 
 @asynccontextmanager
@@ -140,6 +141,16 @@ def open_processor_engine(
         statement_timeout=settings.database.statement_timeout,
         pooler=settings.database.pooler,
     )
+
+
+@asynccontextmanager
+async def open_relay_engine(settings: Settings, database_url: str, identity: Identity) -> AsyncIterator[AsyncEngine]:
+    """An engine for the one connection that listens, while the block lasts."""
+    engine = open_processor_engine(settings, database_url, identity, connections=_RELAY_CONNECTIONS)
+    try:
+        yield engine
+    finally:
+        await _dispose(engine)
 
 
 async def _dispose(engine: AsyncEngine) -> None:

@@ -207,7 +207,14 @@ _WAITING_AFTER = _WAITING.where(
 )
 
 
+_WAITING_AMONG = _WAITING.where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
 _COMING_DUE = _WAITING.where(Job.run_at > func.statement_timestamp() - bindparam("horizon", type_=Interval))
+
+
+async def waiting_among(connection: AsyncConnection, ids: Sequence[UUID], *, horizon: timedelta) -> list[Waiting]:
+    """Those of these jobs that wait and are due within `horizon`."""
+    rows = await connection.execute(_WAITING_AMONG, {"ids": list(ids), "horizon": horizon, "limit": len(ids)})
+    return [Waiting(*row) for row in rows]
 
 
 async def coming_due(connection: AsyncConnection, around: timedelta, *, limit: int) -> list[Waiting]:

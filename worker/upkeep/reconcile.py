@@ -6,6 +6,7 @@ brings scheduled jobs and retries into Redis.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 
@@ -52,14 +53,20 @@ async def reconcile(work: Work, redis: ArqRedis, availability: Availability) -> 
         await turns.end(connection, turn, rest=rest, after=Position(page[-1].run_at, page[-1].id) if full else None)
     if published + published_early:
         emit(Reconciled(hints=published + published_early))
-    return rest if full else None
+    # Behind a pooler nobody hears of what is enqueued by SQL: who had this turn takes the next, too.
+    return rest if full or work.settings.database.pooler else None
 
 
 async def _publish_astray(work: Work, redis: ArqRedis, page: list[reads.Waiting]) -> int:
-    hints = [
-        Hint(job.id, job.name, job.queue, job.due_in, ms_of(job.enqueued_at), work.installation, job.priority)
-        for job in page
-    ]
-    if not hints:
+    if not page:
         return 0
+    hints = hints_of(work, page)
     return await scripts.publish(redis, hints, lease=work.settings.worker.lease, only_astray=True)
+
+
+def hints_of(work: Work, jobs: Iterable[reads.Waiting]) -> list[Hint]:
+    """What Redis is to know of these jobs."""
+    return [
+        Hint(job.id, job.name, job.queue, job.due_in, ms_of(job.enqueued_at), work.installation, job.priority)
+        for job in jobs
+    ]
