@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 from arq.connections import ArqRedis
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.broker.listeners import listening
 from tests.support import a_job, row, state, until
 from worker.broker.messages import CancelAsked, Cancelled
 from worker.client import Client
+from worker.core.errors import ResultTimeout, UnknownJob
 from worker.db import reads
 from worker.db.ids import uuid7
 from worker.settings import Settings
@@ -44,3 +46,19 @@ def test_a_client_that_is_not_open_says_how_to_open_it(settings: Settings, name:
         getattr(client, name)
 
     assert not hasattr(client, "session")
+
+
+async def test_a_client_enqueues_by_name_in_a_transaction_of_its_own(engine: AsyncEngine, settings: Settings) -> None:
+    async with Client(settings) as client:
+        created = await client.enqueue("tests.by_client", {"word": "a"}, key="k", priority=2)
+        found = await client.enqueue("tests.by_client", {"word": "b"}, key="k")
+        with pytest.raises(UnknownJob):
+            await client.enqueue("tests.unheard_of", strict=True)
+        with pytest.raises(ResultTimeout, match="it is queued"):
+            await created.result(timeout=0)
+
+    assert (created.happened, found.happened, found.id) == ("created", "exists", created.id)
+    stored = await row(engine, created.id)
+    assert (stored.args, stored.priority) == ({"word": "a"}, 2)
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM exarq.job"))).scalar() == 1

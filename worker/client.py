@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from worker.addresses import database_url
 from worker.db.engine import through
+from worker.flow.call import EnqueueOptions
 from worker.flow.cancel import Cancellation, cancel
+from worker.flow.enqueue import enqueue
 from worker.flow.handle import Handle, handle_of
 from worker.flow.publish import Publisher
 from worker.flow.retry import Retrial, retry
@@ -58,6 +61,28 @@ class Client:
         self._opened.push_async_callback(self.publisher.close)
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False, info=self.publisher.info)
         return self
+
+    async def enqueue(
+        self,
+        name: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        strict: bool = False,
+        **options: Unpack[EnqueueOptions],
+    ) -> Handle[Any]:
+        """Enqueue by name, in a transaction of its own: for a program that writes nothing else.
+
+        Args:
+            name: the definition's name.
+            args: the job's arguments by name, plain JSON.
+            strict: refuse a name that is not registered in this process.
+            options: as in `EnqueueOptions`.
+
+        Raises: as `worker.enqueue`.
+
+        """
+        async with self.sessions.begin() as session:
+            return await enqueue(session, name, args, strict=strict, **options)
 
     async def cancel(self, job: UUID | Handle[Any]) -> Cancellation:
         """Cancel a job, in a transaction of its own: what waits will not run, what runs is ended by its worker.

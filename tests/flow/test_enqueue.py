@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from tests.support import hints, row
 from worker.client import Client
-from worker.core.errors import ArgumentsInvalid, AutocommitRefused, SettingsError, TooLarge
+from worker.core.errors import ArgumentsInvalid, AutocommitRefused, SettingsError, TooLarge, UnknownJob
+from worker.core.registry import Registry
 from worker.flow.enqueue import Call, call_by_name, enqueue, enqueue_many
 from worker.flow.job import JobFunction
 from worker.flow.publish import Publisher
@@ -95,6 +96,23 @@ async def test_by_name_needs_no_code_and_takes_the_default_queue(engine: AsyncEn
 
     assert (await row(engine, handle.id)).queue == "slow"
     assert ((await row(engine, plain.id)).queue, (await row(engine, plain.id)).args) == ("default", {})
+
+
+async def test_a_name_that_nobody_here_knows_is_refused_where_that_is_asked_for(
+    engine: AsyncEngine, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Registry()
+    here.register(CHARGE)
+    monkeypatch.setattr("worker.flow.enqueue.default_registry", here)
+
+    async with sessions.begin() as session:
+        with pytest.raises(UnknownJob, match=r"no job named 'billing\.clsoe'.*import its module"):
+            await enqueue(session, "billing.clsoe", strict=True)
+        lenient = await enqueue(session, "billing.clsoe", strict=False)
+        known = await enqueue(session, CHARGE.name, {"invoice": 7}, strict=True)
+
+    async with engine.connect() as connection:
+        assert set((await connection.execute(text("SELECT id FROM exarq.job"))).scalars()) == {lenient.id, known.id}
 
 
 async def test_a_delay_counts_from_the_enqueue_not_from_the_start_of_the_transaction(

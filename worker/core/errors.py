@@ -67,13 +67,13 @@ class ModuleNotLoaded(ExarqError):
 
 
 class UnknownJob(ExarqError):
-    """Raised when a row names a job that no module in `jobs.modules` registers."""
+    """Raised when a row, or an enqueue by name that is `strict`, names a job that no loaded module registers."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         super().__init__(
             f"no job named {name!r}{nearest_name(name, names)}; registered: {', '.join(names) or 'none'};"
-            " add its module to jobs.modules"
+            " import its module, or add it to jobs.modules"
         )
 
 

@@ -31,16 +31,28 @@ __all__ = ["Call", "call_by_name", "enqueue", "enqueue_many"]
 
 @overload
 def enqueue(
-    session: AsyncSession, name: str, args: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]
+    session: AsyncSession,
+    name: str,
+    args: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
+    **options: Unpack[EnqueueOptions],
 ) -> Coroutine[Any, Any, Handle[Any]]: ...
 @overload
 def enqueue(
-    session: SyncSession, name: str, args: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]
+    session: SyncSession,
+    name: str,
+    args: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
+    **options: Unpack[EnqueueOptions],
 ) -> Handle[Any]: ...
 def enqueue(
     session: AsyncSession | SyncSession,
     name: str,
     args: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
     **options: Unpack[EnqueueOptions],
 ) -> Any:
     """Enqueue by name, for a service that cannot import the job's code; otherwise as `fn.enqueue`.
@@ -49,13 +61,15 @@ def enqueue(
         session: the caller's session, in whose transaction the job is written; with a sync one, nothing is awaited.
         name: the definition's name; where it is registered in this process too, the arguments are checked here.
         args: the job's arguments by name, plain JSON.
+        strict: refuse a name that is not registered in this process; else it may be one that newer workers know.
         options: as in `EnqueueOptions`; without them as the definition says if it is known here, else in the queue
             `default`, at once.
 
-    Raises: as `Options.enqueue`.
+    Raises:
+        UnknownJob: the name is not registered here, and `strict` is True; others as `Options.enqueue`.
 
     """
-    return enqueue_one(session, call_by_name(name, args or {}, **options))
+    return enqueue_one(session, call_by_name(name, args or {}, strict=strict, **options))
 
 
 def enqueue_one(session: AsyncSession | SyncSession, call: Call) -> Any:
@@ -63,9 +77,11 @@ def enqueue_one(session: AsyncSession | SyncSession, call: Call) -> Any:
     return in_session(session, lambda sync: _enqueue(sync, [call])[0])
 
 
-def call_by_name(name: str, args: Mapping[str, Any], **options: Unpack[EnqueueOptions]) -> Call:
+def call_by_name(
+    name: str, args: Mapping[str, Any], *, strict: bool = False, **options: Unpack[EnqueueOptions]
+) -> Call:
     """The enqueue to be of a job known by its name only; raises what `enqueue` raises for its arguments."""
-    known = default_registry.get(name) if name in default_registry else None
+    known = default_registry.get(name) if strict or name in default_registry else None
     call = template(name, known.rules if known else Rules(), options)
     if known is None:
         return replace(call, args=encode_plain(args))
