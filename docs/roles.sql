@@ -24,6 +24,16 @@ GRANT SELECT (name, queue, state, attempt, priority, expires_at, unique_key, uni
 GRANT UPDATE (args, run_at, first_due_at, priority, expires_at, unique_until, state, finished_at, error)
     ON exarq.job TO exarq_service;
 
+-- Any program that enqueues by SQL, in its own transaction, and reads nothing: GRANT exarq_enqueue TO its role.
+-- `exarq db upgrade` has made this role if it was allowed to; it belongs to the server, whichever databases use it.
+DO $$ BEGIN
+    IF to_regrole('exarq_enqueue') IS NULL THEN
+        CREATE ROLE exarq_enqueue NOLOGIN;
+    END IF;
+END $$;
+GRANT USAGE ON SCHEMA exarq TO exarq_enqueue;
+GRANT EXECUTE ON FUNCTION exarq.enqueue TO exarq_enqueue;
+
 -- Somebody who looks: `exarq jobs list`, `exarq jobs show`, `exarq schedules list`, `exarq db current`.
 CREATE ROLE exarq_reader LOGIN;
 GRANT USAGE ON SCHEMA exarq TO exarq_reader;

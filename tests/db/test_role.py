@@ -34,12 +34,12 @@ LONG_AGO = datetime.now(UTC) - timedelta(days=60)
 async def suffix(engine: AsyncEngine) -> AsyncIterator[str]:
     """The roles of the file under names of this test alone, with a table that the worker's jobs may write."""
     ours = f"_{uuid4().hex[:12]}"
-    script = re.sub(r"\b(exarq_(?:worker|service|reader))\b( LOGIN)?", rf"\g<1>{ours}\2", ROLES_SQL.read_text())
-    statements = [part.strip() for part in re.sub("--.*", "", script).split(";") if part.strip()]
+    script = re.sub(r"\b(exarq_(?:worker|service|enqueue|reader))\b", rf"\g<1>{ours}", ROLES_SQL.read_text())
     await jobs.make_effects(engine)
     async with engine.begin() as connection:
-        for statement in statements:
-            await connection.execute(text(re.sub(" LOGIN$", " LOGIN PASSWORD 'p'", statement)))
+        raw = await connection.get_raw_connection()
+        assert raw.driver_connection is not None
+        await raw.driver_connection.execute(script.replace(" LOGIN;", " LOGIN PASSWORD 'p';"))
         await connection.execute(text(f"GRANT INSERT ON effect TO exarq_worker{ours}"))
     yield ours
     async with engine.begin() as connection:
@@ -216,6 +216,21 @@ async def test_a_services_role_needs_no_grant_for_keys_to_enqueue_without_one(
         assert await enqueued_by(service, publisher, priority=1, expires=60) == "created"
     finally:
         await service.dispose()
+
+
+async def test_the_role_for_enqueueing_by_sql_suffices_where_no_migration_has_made_it(
+    engine: AsyncEngine, suffix: str
+) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("REVOKE ALL ON FUNCTION exarq.enqueue FROM exarq_enqueue"))
+        await connection.execute(text(f"SET LOCAL ROLE exarq_enqueue{suffix}"))
+        job = (await connection.execute(text("SELECT exarq.enqueue('tests.noop')"))).scalar_one()
+
+    assert await state(engine, job) == "queued"
+    async with engine.connect() as connection:
+        await connection.execute(text(f"SET ROLE exarq_enqueue{suffix}"))
+        with pytest.raises(DBAPIError, match="permission denied"):
+            await connection.execute(text("SELECT FROM exarq.job"))
 
 
 async def test_a_readers_role_sees_jobs_and_changes_none(
