@@ -22,15 +22,15 @@ CREATE INDEX ON history (job_id);
 CREATE FUNCTION note_move() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        INSERT INTO history (job_id, was, became, attempt, token, old_token, worker_id, writer, at)
+        INSERT INTO public.history (job_id, was, became, attempt, token, old_token, worker_id, writer, at)
         VALUES (NEW.id, NULL, NEW.state, NEW.attempt, NEW.token, NULL, NEW.worker_id,
                 current_setting('application_name'), clock_timestamp());
     ELSIF TG_OP = 'DELETE' THEN
-        INSERT INTO history (job_id, was, became, attempt, token, old_token, worker_id, writer, at)
+        INSERT INTO public.history (job_id, was, became, attempt, token, old_token, worker_id, writer, at)
         VALUES (OLD.id, OLD.state, NULL, OLD.attempt, OLD.token, OLD.token, OLD.worker_id,
                 current_setting('application_name'), clock_timestamp());
     ELSE
-        INSERT INTO history (job_id, was, became, attempt, token, old_token, worker_id, writer, at)
+        INSERT INTO public.history (job_id, was, became, attempt, token, old_token, worker_id, writer, at)
         VALUES (NEW.id, OLD.state, NEW.state, NEW.attempt, NEW.token, OLD.token, NEW.worker_id,
                 current_setting('application_name'), clock_timestamp());
     END IF;

@@ -10,7 +10,7 @@ from typing import Any, Final
 from tests.chaos import jobs
 from worker.flow.call import Call
 
-_KEYS: Final = 8
+KEYS: Final = 8
 
 
 def a_call(rng: random.Random, mix: Mapping[str, float]) -> Call:
@@ -38,6 +38,6 @@ def keyed_calls(rng: random.Random) -> list[Call]:
     """Jobs whose keys other transactions are after too."""
     unique: list[Any] = ["until_started", "until_done", timedelta(seconds=1)]
     return [
-        jobs.one.options(key=str(rng.randint(1, _KEYS)), unique=rng.choice(unique), delay=rng.choice([0, 0.5])).call()
+        jobs.one.options(key=str(rng.randint(1, KEYS)), unique=rng.choice(unique), delay=rng.choice([0, 0.5])).call()
         for _ in range(rng.randint(1, 3))
     ]

@@ -19,7 +19,8 @@ from arq.connections import ArqRedis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from tests.chaos.calls import a_call, keyed_calls
+from tests.chaos import jobs
+from tests.chaos.calls import KEYS, a_call, keyed_calls
 from tests.chaos.evidence import Evidence
 from tests.chaos.worker import FILE, die_with_parent, install_twin
 from worker.broker.connection import connect
@@ -37,6 +38,10 @@ SEED: Final = "CHAOS_SEED"
 DATABASE: Final = "CHAOS_DATABASE"
 REDIS: Final = "CHAOS_REDIS"
 _AT_ONCE: Final = 4
+_SAID: Final = "exarq.enqueue(:name, CAST(:args AS jsonb), run_at => clock_timestamp() + :delay, priority => :priority"
+_BY_SQL: Final = text(f"SELECT {_SAID})")
+_KEYED_BY_SQL: Final = text(f"SELECT {_SAID}, key => :key, unique_for => :unique_for)")
+_OF_THIS_TRANSACTION: Final = text("SELECT xmin = CAST(pg_current_xact_id() AS xid) FROM exarq.job WHERE id = :id")
 _PLACED: Final = text("INSERT INTO placed (job_id) SELECT unnest(CAST(:jobs AS uuid[]))")
 
 
@@ -117,6 +122,8 @@ class Producer:
                 kept = [(await enqueue(session, "chaos.one")).id]
             elif dice < 0.18:
                 kept = await self._keyed(session)
+            elif dice < 0.26:
+                kept = await self._by_sql(session)
             else:
                 kept = [(await self._one(session)).id]
             undone = await self._undone_in_a_savepoint(session) if dice > 0.9 else []
@@ -136,6 +143,17 @@ class Producer:
         """Those that were there already are not of this transaction."""
         handles = await enqueue_many(session, keyed_calls(self._rng))
         return [handle.id for handle in handles if handle.happened == "created"]
+
+    async def _by_sql(self, session: AsyncSession) -> list[UUID]:
+        """As a service in another language does, which has no publisher; a job that had the key is not of this one."""
+        call = a_call(self._rng, self._mix)
+        given: dict[str, Any] = {"name": call.name, "args": call.args, "delay": call.delay, "priority": call.priority}
+        if keyed := self._rng.random() < 0.3:
+            given |= {"name": jobs.one.name, "args": "{}", "key": str(self._rng.randint(1, KEYS))}
+            given["unique_for"] = self._rng.choice(["until_started", "until_done"])
+        job_id: UUID = (await session.execute(_KEYED_BY_SQL if keyed else _BY_SQL, given)).scalar_one()
+        created = not keyed or (await session.execute(_OF_THIS_TRANSACTION, {"id": job_id})).scalar_one()
+        return [job_id] if created else []
 
     async def _one(self, session: AsyncSession) -> Any:
         return (await enqueue_many(session, [a_call(self._rng, self._mix)]))[0]
