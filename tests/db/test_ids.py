@@ -7,13 +7,21 @@ from uuid import RFC_4122
 
 import pytest
 
-from worker.db.ids import uuid7
+from worker.db.ids import adopted_id, is_adopted, uuid7
 
 
 def test_an_id_says_that_it_is_a_version_7_uuid() -> None:
     drawn = [uuid7() for _ in range(1000)]
 
     assert {(one.version, one.variant) for one in drawn} == {(7, RFC_4122)}
+
+
+def test_an_adopted_jobs_id_sorts_among_the_others_and_is_told_from_them() -> None:
+    before, drawn, after = uuid7(), [adopted_id() for _ in range(1000)], uuid7()
+
+    assert {(one.version, one.variant, is_adopted(one)) for one in drawn} == {(8, RFC_4122, True)}
+    assert all(before.int >> 80 <= one.int >> 80 <= after.int >> 80 for one in drawn)
+    assert not is_adopted(before)
 
 
 def test_an_id_begins_with_the_millisecond_it_was_made_in() -> None:

@@ -97,10 +97,12 @@ async def test_tables_indexes_and_storage_are_those_that_the_models_would_create
         assert migrated is not None
 
 
-async def test_a_job_has_four_indexes_and_one_that_only_unique_jobs_are_in(engine: AsyncEngine) -> None:
+async def test_a_job_has_four_indexes_and_one_each_that_only_unique_and_only_adopted_jobs_are_in(
+    engine: AsyncEngine,
+) -> None:
     count = await value(engine, "SELECT count(*) FROM pg_indexes WHERE schemaname = 'exarq' AND tablename = 'job'")
 
-    assert count == 5
+    assert count == 6
 
 
 async def test_nothing_references_a_job_by_a_foreign_key(engine: AsyncEngine) -> None:

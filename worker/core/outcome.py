@@ -16,6 +16,8 @@ from worker.core.retry import RetryPolicy, as_delay, jittered
 TYPE_LIMIT = 500
 MESSAGE_LIMIT = 2_000
 TRACEBACK_LIMIT = 20_000
+EXPIRED = "expired: "
+"""How the reason begins of a job that was cancelled because its deadline was over."""
 TRANSIENT_LIMIT = 20
 """Retries after contention or a lost database that count as no failure; from then on they count."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn, NotRequired, TypeAlias, cast
+from typing import Annotated, Any, Final, Literal, NoReturn, NotRequired, TypeAlias, cast
 
 from pydantic import GetCoreSchemaHandler, PydanticUserError, TypeAdapter
 from pydantic_core import CoreSchema
@@ -20,6 +21,9 @@ from worker.core.errors import ArgumentsInvalid, DefinitionError, NotStorable, R
 
 Takes: TypeAlias = Literal["session", "context", "sync session"]
 _Parameter: TypeAlias = inspect.Parameter
+
+POSITIONAL: Final = "*"
+"""The key of arguments by position, of a job that was adopted where its function was not known."""
 
 _WANTED = "session: AsyncSession or ctx: JobContext"
 _WANTED_SYNC = "session: Session"
@@ -121,6 +125,9 @@ class Signature:
         try:
             return codec.decode(text)
         except Exception as error:  # validators are code of anybody
+            if POSITIONAL in text and POSITIONAL in (stored := json.loads(text)):
+                by_position = stored.pop(POSITIONAL)
+                return codec.decode(self.bind(*by_position, **stored))
             raise ArgumentsInvalid(self._complaint(error)) from error
 
     def encode_result(self, value: object) -> str:

@@ -66,6 +66,9 @@ _NOT_DONE = f"unique_for = 'until_done' AND ({_WAITING} OR {_RUNNING})"
 UNIQUE_WHILE = f"unique_key IS NOT NULL AND (unique_until IS NOT NULL OR {_NOT_STARTED} OR {_NOT_DONE})"
 """While this holds of a job, no other of its name may have its key."""
 
+ADOPTED = "arq_id IS NOT NULL"
+"""This holds of a job that plain ARQ code enqueued; no other has both its ARQ id and its enqueue time."""
+
 
 class Job(Base):
     """One row of intended work, and what became of it.
@@ -101,6 +104,9 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     result: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
     error: Mapped[str | None]
+    # Of a job that plain ARQ code enqueued: its id there, and when that was, in milliseconds by that client's clock.
+    arq_id: Mapped[str | None]
+    arq_enqueued: Mapped[int | None] = mapped_column(BigInteger)
 
     # No foreign key: its KEY SHARE locks would hide a row from the rescue.
     attempts: Mapped[list[Attempt]] = relationship(
@@ -114,6 +120,7 @@ class Job(Base):
         Index("job_running", "worker_id", postgresql_where=text(_RUNNING)),
         Index("job_final", "state", "finished_at", postgresql_where=text(_FINAL)),
         Index("job_unique", "name", "unique_key", unique=True, postgresql_where=text(UNIQUE_WHILE)),
+        Index("job_adopted", "arq_id", "arq_enqueued", unique=True, postgresql_where=text(ADOPTED)),
         # Every job is updated twice and then left alone: vacuum by numbers of rows, not by a share of history.
         {
             "postgresql_with": {

@@ -22,6 +22,7 @@ from worker.core.outcome import ErrorText
 from worker.core.remarks import NOTHING, Remarks
 from worker.core.states import Ending, JobState
 from worker.db.driver import literal
+from worker.db.statements.adopt import ADOPT
 from worker.db.statements.cancel import REQUEST_CANCEL
 from worker.db.statements.claim import CLAIM_BEHIND, CLAIM_BY_ID, CLAIM_BY_SCAN
 from worker.db.statements.hold import HOLD
@@ -83,6 +84,17 @@ class CancelRequest:
     stood: JobState
     worker_id: UUID | None
     installation: UUID
+
+
+# ── – → queued, failed ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def adopt(connection: AsyncConnection, arrays: Mapping[str, Sequence[Any]]) -> list[UUID]:
+    """– → queued, or failed where there is an error, for what plain ARQ code enqueued; the ids of those that are new.
+
+    An enqueue that has a row keeps it, whoever adopts it again.
+    """
+    return list((await connection.execute(ADOPT, arrays)).scalars())
 
 
 # ── queued → running ────────────────────────────────────────────────────────────────────────────────────────────────

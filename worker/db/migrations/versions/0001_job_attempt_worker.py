@@ -58,6 +58,8 @@ def upgrade() -> None:
         sa.Column("progress", postgresql.JSONB()),
         sa.Column("result", postgresql.JSONB()),
         sa.Column("error", sa.Text()),
+        sa.Column("arq_id", sa.Text()),
+        sa.Column("arq_enqueued", sa.BigInteger()),
         sa.CheckConstraint(
             "state IN ('cancelled', 'failed', 'queued', 'running', 'succeeded')", name=op.f("job_state_check")
         ),
@@ -92,6 +94,14 @@ def upgrade() -> None:
             "unique_key IS NOT NULL AND (unique_until IS NOT NULL OR state = 'queued' AND attempt = 0"
             " OR unique_for = 'until_done' AND (state = 'queued' OR state = 'running'))"
         ),
+    )
+    op.create_index(
+        "job_adopted",
+        "job",
+        ["arq_id", "arq_enqueued"],
+        unique=True,
+        schema=SCHEMA,
+        postgresql_where=sa.text("arq_id IS NOT NULL"),
     )
     op.create_table(
         "attempt",
