@@ -86,7 +86,8 @@ def test_the_constructor_is_the_loader_and_takes_sections_too(monkeypatch: pytes
 @pytest.mark.parametrize(("key", "variable"), _known().items())
 def test_every_key_has_a_variable(monkeypatch: pytest.MonkeyPatch, key: str, variable: str) -> None:
     good = {"url": "embedded", "level": "DEBUG", "format": "json", "modules": "a", "queues": "a", "pooler": "pgbouncer"}
-    good |= dict.fromkeys(("sessions", "on_startup", "on_shutdown"), "a.b:c") | {"hide_parameters": "false"}
+    good |= dict.fromkeys(("sessions", "on_startup", "on_shutdown", "arq_serializer", "arq_deserializer"), "a.b:c")
+    good |= {"hide_parameters": "false", "arq_pickles": "any"}
     section, name = key.split(".")
     value = "7200" if section == "keep" else good.get(name, "4" if key != "worker.lease" else "9")
     monkeypatch.setenv(variable, value)

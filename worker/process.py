@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Final, TypeAlias, cast
 
 import arq.worker
+from arq.jobs import Deserializer, Serializer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.addresses import database_url, redis_url
@@ -40,8 +41,9 @@ from worker.observe.events import (
     WorkerStopping,
     emit,
 )
-from worker.resources import HEARTBEAT_CONNECTIONS, open_processor_engine, open_relay_engine, open_work
+from worker.resources import HEARTBEAT_CONNECTIONS, open_processor_engine, open_relay_engine, open_work, payloads_of
 from worker.settings import Settings, load_settings
+from worker.upkeep.adopt_early import EarlyAdoption
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.listen import listen
 from worker.upkeep.loop import Step, every, when_called
@@ -68,6 +70,8 @@ class Worker(arq.worker.Worker):
         handle_signals: stop on SIGTERM and SIGINT; off where another program owns the process.
         obey: given the function that stops this worker, from any thread and again; True: gives back at once what runs.
         beaten: called after each try to beat, in the heartbeat's thread.
+        job_serializer: as ARQ's, for the results of what plain ARQ's clients enqueued; None: `jobs.arq_serializer`.
+        job_deserializer: as ARQ's, for what they enqueue; None: `jobs.arq_deserializer`.
 
     Raises:
         SettingsError: no address is set, or one names something of the user's that is not there.
@@ -85,6 +89,8 @@ class Worker(arq.worker.Worker):
         handle_signals: bool = True,
         obey: Obey | None = None,
         beaten: Callable[[], None] = lambda: None,
+        job_serializer: Serializer | None = None,
+        job_deserializer: Deserializer | None = None,
     ) -> None:
         self._settings = settings or load_settings()
         if registry is None:
@@ -94,6 +100,7 @@ class Worker(arq.worker.Worker):
             raise DefinitionError(_no_jobs(self._settings.jobs.modules))
         self._registry = registry
         self._hooks = Hooks(self._settings.jobs)
+        self._payloads = payloads_of(self._settings.jobs, job_serializer, job_deserializer)
         self._database_url, self._redis_url = database_url(self._settings), redis_url(self._settings)
         self._stop_requested = asyncio.Event()
         self._opened = AsyncExitStack()
@@ -154,7 +161,7 @@ class Worker(arq.worker.Worker):
     async def _open(self, ctx: dict[Any, Any]) -> None:
         await require_database(self.pool, self._redis_url)
         work = await self._opened.enter_async_context(
-            open_work(self._settings, self._database_url, self.pool, self._registry, ctx)
+            open_work(self._settings, self._database_url, self.pool, self._registry, ctx, self._payloads)
         )
         # The jobs' own client: what they hold of it must not keep the worker from Redis.
         redis = await self._opened.enter_async_context(
@@ -195,9 +202,10 @@ class Worker(arq.worker.Worker):
         ]
         hear = partial(listen, work, redis, availability)
         pass_on = partial(relay, work, partial(open_relay_engine, self._settings, self._database_url, work.identity))
+        adopt_early = EarlyAdoption(work, redis, availability).step
         listening = [
             asyncio.create_task(every(worker.sweep, name, step, upkeep_stop), name=f"exarq {name}")
-            for name, step in (("listen", hear), ("relay", pass_on))
+            for name, step in (("listen", hear), ("relay", pass_on), ("adopt", adopt_early))
         ]
         try:
             await pump.until_stopped()

@@ -11,8 +11,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from arq.connections import ArqRedis
+from arq.jobs import Deserializer, Serializer
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
+from worker.broker.payloads import Payloads
 from worker.core.objects import load_callable
 from worker.core.registry import Registry
 from worker.db import reads, workers
@@ -27,11 +29,12 @@ from worker.flow import complete
 from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings, Run
+from worker.flow.mirror import Mirror
 from worker.flow.progress import Reports
 from worker.flow.publish import Publisher
 from worker.flow.work import Counts, Identity, Work
-from worker.observe.events import PoolTooSmall, emit
-from worker.settings import Settings
+from worker.observe.events import PicklesTrusted, PoolTooSmall, emit
+from worker.settings import JobsSettings, Settings
 
 # Claims, flushes, completions and upkeep.
 _OWN_CONNECTIONS: Final = 4
@@ -47,9 +50,16 @@ def connections_of(concurrency: int) -> int:
 
 @asynccontextmanager
 async def open_work(
-    settings: Settings, database_url: str, redis: ArqRedis, registry: Registry, context: dict[str, Any]
+    settings: Settings,
+    database_url: str,
+    redis: ArqRedis,
+    registry: Registry,
+    context: dict[str, Any],
+    payloads: Payloads | None = None,
 ) -> AsyncIterator[Work]:
     """The worker's parts, while the block lasts; its row exists from here on.
+
+    `payloads` reads what plain ARQ's clients enqueue; without it, JSON and plain data.
 
     Raises: `DatabaseUnreachable`, `SchemaNotMigrated`, and `SettingsError` for what `database.sessions` names.
     """
@@ -75,6 +85,8 @@ async def open_work(
         stack.push_async_callback(flusher.close)
         reports = Reports(processor)
         stack.push_async_callback(reports.close)
+        mirror = Mirror(redis, processor, payloads or Payloads(), settings.worker.lease, publisher.publish)
+        stack.push_async_callback(mirror.close)
         work = Work(
             settings=settings,
             registry=registry,
@@ -88,12 +100,28 @@ async def open_work(
             flusher=flusher,
             awaited=Awaited(publisher.publish),
             reports=reports,
+            mirror=mirror,
             counts=Counts(),
             context=context,
         )
         with database_errors(database_url):
             await once(processor, partial(_register, settings=settings, identity=identity))
         yield work
+
+
+def payloads_of(
+    jobs: JobsSettings, serializer: Serializer | None = None, deserializer: Deserializer | None = None
+) -> Payloads:
+    """What reads plain ARQ's payloads: the given functions, else what the settings name, else JSON and pickles.
+
+    Raises: `ModuleNotLoaded`, `SettingsError` where a name leads nowhere.
+    """
+    return Payloads(
+        serializer or load_callable("jobs.arq_serializer", jobs.arq_serializer),
+        deserializer or load_callable("jobs.arq_deserializer", jobs.arq_deserializer),
+        pickles=jobs.arq_pickles,
+        warn=lambda: emit(PicklesTrusted()),
+    )
 
 
 async def _open_sessions(

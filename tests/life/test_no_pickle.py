@@ -1,4 +1,4 @@
-"""Nothing is ever unpickled: a pickle in Redis, where others may write, would run what it says."""
+"""Nothing but plain data is ever unpickled: a pickle in Redis, where others may write, would run what it says."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def imported(file: Path) -> set[str]:
     return found
 
 
-def test_no_module_imports_what_can_unpickle() -> None:
+def test_one_module_alone_imports_what_can_unpickle() -> None:
     files = list(Path(worker.__file__).parent.rglob("*.py"))
 
     assert len(files) > 80
-    assert [str(file) for file in files if imported(file) & LOADERS] == []
+    assert [file.name for file in files if imported(file) & LOADERS] == ["payloads.py"]
 
 
 async def looks_around(ctx: JobContext) -> None:
@@ -101,11 +101,19 @@ async def test_a_pickle_anywhere_in_redis_is_never_loaded(
     async with a_worker(settings, registry):
         await redis.publish(workers_channel(installation), bomb("cancel"))
         await until(lambda: _all_succeeded(engine), "both jobs run")
+        await until(lambda: _all_kept(engine), "what no worker reads is kept")
 
     assert exploded == []
 
 
 async def _all_succeeded(engine: AsyncEngine) -> bool:
-    states = await jobs.states(engine)
-    assert "failed" not in states, await jobs.rows(engine, "name, error")
-    return states == {"succeeded": 2}
+    states = {row.name: (row.state, row.error) for row in await jobs.rows(engine, "name, state, error")}
+    states.pop("arq.unreadable", None)
+    assert not any(state == "failed" for state, _ in states.values()), states
+    return [state for state, _ in states.values()] == ["succeeded"] * 2
+
+
+async def _all_kept(engine: AsyncEngine) -> bool:
+    """The bombs under ids that are not ours: one a UUID of nobody's, one of ARQ's, one that the job has lit itself."""
+    found = await jobs.rows(engine, "arq_id, error")
+    return {"plain", "another"} <= {row.arq_id for row in found if "only plain data is read" in (row.error or "")}

@@ -21,6 +21,7 @@ from worker.core.states import JobState
 from worker.db import reads, transitions
 from worker.db.reads import Standing
 from worker.db.transitions import ClaimedJob
+from worker.flow.adopt import adopt, arq_id_of
 from worker.flow.availability import Availability
 from worker.flow.holdings import Run
 from worker.flow.work import Work
@@ -196,7 +197,7 @@ class Claimer:
             with self._noticing():
                 await scripts.put_back(self._redis, taken, waits)
         if strangers:
-            await self._judge_strangers(taken, strangers)
+            await self._judge_strangers(connection, taken, strangers)
 
     def _wait_of(self, standing: Standing, since_sent: timedelta) -> timedelta | None:
         """How long until this job may be claimed; None when it is locked and its hint returns by itself."""
@@ -210,17 +211,24 @@ class Claimer:
             return max(_SHORTEST_SUSPECT_WAIT, min(timedelta(seconds=running), self._lease))
         return None
 
-    async def _judge_strangers(self, taken: Taken, raws: Sequence[bytes]) -> None:
-        """Drop ids of ours without a row (rolled back, or pruned); leave what belongs to others."""
+    async def _judge_strangers(self, connection: AsyncConnection, taken: Taken, raws: Sequence[bytes]) -> None:
+        """Drop ids of ours without a row (rolled back, or pruned); adopt plain ARQ's, leave what belongs to others."""
+        plain: dict[str, float] = {}
         with self._noticing():
             payloads = await scripts.payloads(self._redis, raws)
         for raw in raws:
             owner = owner_of(raw, payloads[raw], self._work.installation)
+            arq_id = arq_id_of(raw) if owner is Owner.PLAIN_ARQ else None
             if owner is Owner.US:
                 self._leave_redis(taken, [raw])
+            elif arq_id is not None and raw not in taken.priorities:
+                plain[arq_id] = taken.hints[raw]
             elif raw not in self._left_alone and len(self._left_alone) < _REMEMBERED:
                 self._left_alone.add(raw)
                 emit(HintLeftAlone(hint=raw.decode(errors="replace"), owner=owner.value))
+        if plain:
+            with self._noticing():
+                await adopt(self._work, self._redis, connection, taken.queue, plain)
 
     async def _scan(self, connection: AsyncConnection, room: int) -> list[Run]:
         token = uuid4()

@@ -77,6 +77,7 @@ def succeeded(work: Work, run: Run) -> None:
     work.holdings.let_go(run.claimed.held)
     work.counts.succeeded += 1
     work.awaited.ended(run.claimed.held.job_id)
+    work.mirror.moved(run.claimed.held.job_id)
     _tell(run, "succeeded", None)
 
 
@@ -186,6 +187,7 @@ def publish_moved(work: Work, moved: Sequence[Moved]) -> None:
     """Publish those that wait again and are due soon, for reconcile does the others; tell who waits for the ended."""
     work.publisher.publish(hints_of(moved, work.installation))
     for job in moved:
+        work.mirror.moved(job.job_id)
         if job.state in FINAL:
             work.awaited.ended(job.job_id)
 

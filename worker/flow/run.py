@@ -40,6 +40,7 @@ async def run(work: Work, run: Run) -> None:
         said = f"expired: no attempt may start after {run.claimed.expired_at}"
         await complete.end(work, run, Cancelled(said))
         return
+    work.mirror.began(run)
     try:
         definition = work.registry.get(run.claimed.name)
         attempt = Attempt(work, run.claimed.held, definition.rules, run.task)

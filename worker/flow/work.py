@@ -13,6 +13,7 @@ from worker.core.registry import Registry
 from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings
+from worker.flow.mirror import Mirror
 from worker.flow.progress import Reports
 from worker.flow.publish import Publisher
 from worker.settings import Settings
@@ -56,5 +57,6 @@ class Work:
     flusher: Flusher
     awaited: Awaited
     reports: Reports
+    mirror: Mirror
     counts: Counts
     context: Mapping[str, Any]

@@ -217,6 +217,31 @@ class HintLeftAlone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class JobsAdopted(Event):
+    """Jobs that plain ARQ code had put into Redis have rows."""
+
+    text = "adopted jobs of plain ARQ"
+    jobs: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainJobExpired(Event):
+    """Ids of plain ARQ whose payloads were gone before they were adopted, so that nobody knows what they were."""
+
+    level = logging.WARNING
+    text = "plain ARQ jobs had expired, or lost their payloads, before they were adopted"
+    hints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PicklesTrusted(Event):
+    """A pickle of anybody's is about to be read that may hold more than data."""
+
+    level = logging.WARNING
+    text = "reading pickles that run what they say; end it with jobs.arq_pickles = 'plain' (EXARQ_JOBS_ARQ_PICKLES)"
+
+
+@dataclass(frozen=True, slots=True)
 class QueueKeyTaken(Event):
     """The key of a queue holds something of somebody else's; its jobs are found by a scan only while Redis is away."""
 

@@ -103,6 +103,17 @@ class JobsSettings(Section):
     unknown_job_limit: Duration = Field(
         DAY, description="how long a job that no worker knows waits for one before it is failed, seconds"
     )
+    arq_pickles: Annotated[Literal["plain", "any"], BeforeValidator(lowered)] = Field(
+        "plain",
+        description="what is read of the pickles of plain ARQ's clients: plain data, or any, which runs what it says",
+    )
+    arq_serializer: ObjectName | None = Field(
+        None, description="module:function, as job_serializer of plain ARQ's clients; not set: JSON or pickle as theirs"
+    )
+    arq_deserializer: ObjectName | None = Field(
+        None,
+        description="module:function, as job_deserializer of plain ARQ's clients; not set: JSON or pickle as theirs",
+    )
     on_startup: ObjectName | None = Field(
         None, description="module:function, async, called with the context before a worker's first claim"
     )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from sqlalchemy import inspect
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
+from worker.broker.payloads import Payloads
 from worker.client import Client
 from worker.core.errors import LeaseLost
 from worker.core.registry import Registry
@@ -26,6 +28,7 @@ from worker.flow import complete
 from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings, Run
+from worker.flow.mirror import Mirror
 from worker.flow.progress import Reports
 from worker.flow.publish import Publisher
 from worker.flow.run import run as run_attempt
@@ -103,6 +106,7 @@ async def _work(
             rejected=reject,
         ),
         awaited=Awaited(publisher.publish),
+        mirror=Mirror(None, engine, Payloads(), timedelta(0), publisher.publish),
         reports=Reports(None),  # the engine's one connection is in the job's transaction
         counts=Counts(),
         context={"engine": engine, "sessions": sessions, **context},

@@ -42,6 +42,7 @@ async def listen(work: Work, redis: ArqRedis, availability: Availability) -> tim
                         await _look(work)
                     case Cancelled(job_id):
                         work.awaited.ended(job_id)
+                        work.mirror.moved(job_id)
                     case EndAwaited():
                         work.awaited.heard(message)
     except ResponseError as error:  # this user may not have the channel

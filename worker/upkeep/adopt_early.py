@@ -1,0 +1,72 @@
+"""Adopt early: what plain ARQ code has deferred gets its row long before it is due, for Redis may be wiped."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from arq.connections import ArqRedis
+
+from worker.broker import scripts, stock
+from worker.broker.connection import UNREACHABLE
+from worker.broker.hints import Owner, owner_of
+from worker.db.send import once
+from worker.flow.adopt import adopt, arq_id_of
+from worker.flow.after_commit import HORIZON
+from worker.flow.availability import Availability
+from worker.flow.work import Work
+
+_PAGE: Final = 1_000
+_REMEMBERED: Final = 100_000
+
+
+class EarlyAdoption:
+    """Walks the ids that wait in the worker's queues, a page at each step, round and round."""
+
+    def __init__(self, work: Work, redis: ArqRedis, availability: Availability) -> None:
+        self._work = work
+        self._redis = redis
+        self._availability = availability
+        self._queues = list(work.settings.worker.queues)
+        self._cursor = 0
+        self._known: set[tuple[bytes, float]] = set()
+
+    async def step(self) -> timedelta | None:
+        """Look at one page; returns that there is no rest while new ones are found, else None: rest as usual."""
+        if self._availability.away:
+            return None
+        queue = self._queues[0]
+        try:
+            self._cursor, page = await stock.coming(self._redis, queue, self._cursor, count=_PAGE)
+            found = await self._adopt(queue, await self._deferred(page))
+        except UNREACHABLE as error:
+            self._availability.lost(error)
+            return None
+        if self._cursor == 0:
+            self._queues.append(self._queues.pop(0))
+        return timedelta(0) if found and self._cursor else None
+
+    async def _deferred(self, page: list[tuple[bytes, float]]) -> dict[bytes, float]:
+        """Those of a page that neither we have put so late nor a claim has hidden, and that are not known here."""
+        soon = HORIZON + self._work.settings.worker.lease
+        latest = await stock.now_ms(self._redis) + soon / timedelta(milliseconds=1)
+        return {raw: score for raw, score in page if score > latest and (raw, score) not in self._known}
+
+    async def _adopt(self, queue: str, scores: dict[bytes, float]) -> int:
+        if not scores:
+            return 0
+        found = await scripts.payloads(self._redis, list(scores))
+        plain = {
+            arq_id: scores[raw]
+            for raw, payload in found.items()
+            if payload is not None and owner_of(raw, payload, self._work.installation) is Owner.PLAIN_ARQ
+            if (arq_id := arq_id_of(raw)) is not None
+        }
+        if plain:
+            await once(
+                self._work.processor, lambda connection: adopt(self._work, self._redis, connection, queue, plain)
+            )
+        if len(self._known) > _REMEMBERED:
+            self._known.clear()
+        self._known |= set(scores.items())
+        return len(plain)
