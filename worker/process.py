@@ -12,23 +12,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager, suppress
-from functools import partial
 from types import FrameType
 from typing import Any, Final, TypeAlias, cast
 
 import arq.worker
 from arq.jobs import Deserializer, Serializer
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.addresses import database_url, redis_url
+from worker.alive import Upkeep, make_heartbeat
 from worker.broker.connection import connect, require_database
 from worker.core.errors import DefinitionError
 from worker.core.registry import Definition, Registry, default_registry, load_modules
-from worker.core.watch import Watch
-from worker.db.turns import CLOCK
 from worker.flow.availability import Availability
 from worker.flow.claim import Claimer
-from worker.flow.complete import publish_moved
 from worker.flow.pump import Pump
 from worker.flow.work import Work
 from worker.hooks import Hooks
@@ -41,17 +37,9 @@ from worker.observe.events import (
     WorkerStopping,
     emit,
 )
-from worker.resources import HEARTBEAT_CONNECTIONS, open_processor_engine, open_relay_engine, open_work, payloads_of
+from worker.resources import open_work, payloads_of
 from worker.settings import Settings, load_settings
-from worker.upkeep.adopt_early import EarlyAdoption
 from worker.upkeep.heartbeat import Heartbeat
-from worker.upkeep.listen import listen
-from worker.upkeep.loop import Step, every, when_called
-from worker.upkeep.prune import prune
-from worker.upkeep.reconcile import reconcile
-from worker.upkeep.relay import relay
-from worker.upkeep.rescue import Rescuer
-from worker.upkeep.schedule import Ticker
 
 _WORK: Final = "exarq.work"
 _SPARE_THREADS: Final = 4
@@ -180,33 +168,17 @@ class Worker(arq.worker.Worker):
         availability = Availability(redis)
         claimer = Claimer(work, redis, worker.queues, availability)
         pump = Pump(work, claimer, concurrency=worker.concurrency, burst=self.burst, stop=stop)
-        ticker, upkeep_stop = Ticker(work), asyncio.Event()
-        steps: dict[str, Step] = {
-            "reconcile": partial(reconcile, work, redis, availability),
-            "prune": partial(prune, work),
-            CLOCK: ticker.tick,
-        }
-        called = {name: asyncio.Event() for name in steps}
-        heartbeat = self._heartbeat(work, called)
+        upkeep = Upkeep(work, redis, availability, self._database_url)
+        heartbeat = make_heartbeat(
+            work, self._database_url, upkeep, owns_process=self._owns_process, beaten=self._beaten
+        )
         self._until_closed.enter_context(self._signals(heartbeat, pump))  # a second signal may come later than the stop
         heartbeat.start()
         await self._start_hooks(heartbeat)
         if unused := _unused(worker.queues, work.registry):
             emit(QueuesUnused(queues=unused))
-        await ticker.synchronise()
-        called[CLOCK].set()
+        await upkeep.start()
         emit(WorkerStarted(work.identity.id, worker.queues, worker.concurrency, work.registry.names()))
-        upkeep = [
-            asyncio.create_task(when_called(called[name], name, step, upkeep_stop), name=f"exarq {name}")
-            for name, step in steps.items()
-        ]
-        hear = partial(listen, work, redis, availability)
-        pass_on = partial(relay, work, partial(open_relay_engine, self._settings, self._database_url, work.identity))
-        adopt_early = EarlyAdoption(work, redis, availability).step
-        listening = [
-            asyncio.create_task(every(worker.sweep, name, step, upkeep_stop), name=f"exarq {name}")
-            for name, step in (("listen", hear), ("relay", pass_on), ("adopt", adopt_early))
-        ]
         try:
             await pump.until_stopped()
         finally:
@@ -217,12 +189,10 @@ class Worker(arq.worker.Worker):
             try:
                 await pump.finish(grace)
             finally:
-                upkeep_stop.set()
+                upkeep.stop()
                 given_back = await heartbeat.finish()
                 await pump.abandon()
-                for task in listening:
-                    task.cancel()
-                await _ended([*upkeep, *listening])
+                await upkeep.end()
                 await availability.close()
         counts = work.counts
         emit(
@@ -242,32 +212,6 @@ class Worker(arq.worker.Worker):
         except BaseException:
             await heartbeat.finish()
             raise
-
-    def _heartbeat(self, work: Work, called: dict[str, asyncio.Event]) -> Heartbeat:
-        worker, loop = self._settings.worker, asyncio.get_running_loop()
-        rescuer = Rescuer(
-            work.identity,
-            Watch(worker.lease, longest_gap=max(worker.sweep * 1.5, worker.lease / 3)),
-            sweep=worker.sweep,
-            max_crashes=self._settings.jobs.max_crashes,
-            moved=lambda moved: _soon(loop, partial(publish_moved, work, moved)),
-            due=lambda steps: _soon(loop, partial(_call_for, called, steps)),
-        )
-
-        def make_engine() -> AsyncEngine:
-            return open_processor_engine(
-                self._settings, self._database_url, work.identity, connections=HEARTBEAT_CONNECTIONS
-            )
-
-        return Heartbeat(
-            make_engine,
-            work.identity,
-            work.holdings,
-            worker,
-            rescuer=rescuer,
-            owns_process=self._owns_process,
-            beaten=self._beaten,
-        )
 
     @contextmanager
     def _signals(self, heartbeat: Heartbeat, pump: Pump) -> Iterator[None]:
@@ -302,6 +246,15 @@ class Worker(arq.worker.Worker):
                 signal.signal(number, handler)
 
 
+def __getattr__(name: str) -> Any:
+    """`WorkerSettings`, for ARQ's own command; importing this module reads no settings."""
+    if name != "WorkerSettings":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from worker.arq_command import worker_settings
+
+    return worker_settings()
+
+
 def _listed(definition: Definition[Any, ..., Any]) -> arq.worker.Function:
     # ARQ only lists it. Its own func() takes no `def`.
     return arq.worker.Function(definition.name, cast("Any", definition.fn), None, None, None, None)
@@ -317,23 +270,6 @@ def _no_jobs(modules: Sequence[str]) -> str:
         return "no jobs are registered; name the modules that define them in jobs.modules, or in EXARQ_JOBS_MODULES"
     named = ", ".join(modules)
     return f"{named} registers no jobs; decorate one with @job, or correct jobs.modules (EXARQ_JOBS_MODULES)"
-
-
-def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    with suppress(RuntimeError):  # the loop has ended; reconcile elsewhere brings what was to be published
-        loop.call_soon_threadsafe(call)
-
-
-def _call_for(called: dict[str, asyncio.Event], steps: frozenset[str]) -> None:
-    for step in steps & called.keys():
-        called[step].set()
-
-
-async def _ended(tasks: list[asyncio.Task[None]]) -> None:
-    _, late = await asyncio.wait(tasks, timeout=1)
-    for task in late:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def run_worker(

@@ -112,6 +112,11 @@ class Mirror:
             self._running[job.id][1].cancel(Because.CANCEL_REQUESTED)
         self.moved(job.id)
 
+    async def flush(self) -> None:
+        """Return when all that moved so far was said, or could not be."""
+        while self._saying is not None and not self._saying.done():
+            await asyncio.wait([self._saying])
+
     async def close(self) -> None:
         """Say what is unsaid, for a moment; the rest is said when its id comes up in the queue."""
         if self._watching is not None:
