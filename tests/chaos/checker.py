@@ -63,6 +63,9 @@ INVARIANTS: Final[Mapping[str, str]] = {
         WHERE NOT EXISTS (SELECT FROM exarq.job WHERE id = placed.job_id)
         UNION ALL SELECT child, 'a follow-up whose parent committed, and there is no row' FROM effect
         WHERE child IS NOT NULL AND NOT EXISTS (SELECT FROM exarq.job WHERE id = effect.child)
+        UNION ALL SELECT mark, 'plain ARQ code saw its enqueue, Redis has lost nothing since, and there is no job' FROM plain
+        WHERE enqueued AND NOT EXISTS (SELECT FROM marked WHERE marked.mark = plain.mark)
+        AND NOT EXISTS (SELECT FROM wiped WHERE wiped.at >= plain.at)
         UNION ALL SELECT id, 'has not ended: ' || state FROM exarq.job WHERE state IN ('queued', 'running')
         UNION ALL SELECT id, 'cancelled, and nobody asked' FROM ours WHERE state = 'cancelled' AND ends <> 'cancelled'
         AND NOT EXISTS (SELECT FROM asked WHERE job_id = id)
@@ -75,6 +78,9 @@ INVARIANTS: Final[Mapping[str, str]] = {
         SELECT id, 'nobody placed it' FROM exarq.job
         WHERE NOT EXISTS (SELECT FROM placed WHERE job_id = id) AND NOT EXISTS (SELECT FROM effect WHERE child = id)
         AND NOT EXISTS (SELECT FROM exarq.schedule WHERE schedule.job = job.name)
+        AND NOT EXISTS (SELECT FROM marked JOIN plain USING (mark) WHERE marked.job_id = id)
+        UNION ALL SELECT mark, 'one enqueue by plain ARQ code, ' || count(*) || ' jobs' FROM marked
+        GROUP BY mark HAVING count(*) > 1
         UNION ALL SELECT job_id, 'its transaction was rolled back' FROM told
         WHERE said = 'rolled back' AND EXISTS (SELECT FROM exarq.job WHERE id = told.job_id)
         UNION ALL SELECT job_id, 'an effect of no job' FROM effect
@@ -186,6 +192,8 @@ CREATE TEMPORARY TABLE id (worker_id uuid PRIMARY KEY, process text) ON COMMIT D
 CREATE TEMPORARY TABLE excused (worker_id uuid, since timestamptz, until timestamptz) ON COMMIT DROP;
 CREATE TEMPORARY TABLE killed (worker_id uuid) ON COMMIT DROP;
 CREATE TEMPORARY TABLE seen_out_of_step (job_id uuid, why text) ON COMMIT DROP;
+CREATE TEMPORARY TABLE plain (mark uuid PRIMARY KEY, at timestamptz, enqueued boolean) ON COMMIT DROP;
+CREATE TEMPORARY TABLE wiped (at timestamptz) ON COMMIT DROP;
 CREATE TEMPORARY TABLE kind (name text PRIMARY KEY, parts integer, ends text, own boolean) ON COMMIT DROP;
 """
 _LATEST: Final = 4_000_000_000.0
@@ -196,6 +204,11 @@ SELECT job.*, kind.parts, kind.ends, kind.own, coalesce(written.effects, 0) AS e
 LEFT JOIN (SELECT job_id, count(*) AS effects FROM effect GROUP BY job_id) AS written ON written.job_id = job.id
 """
 
+_MARKED: Final = """
+CREATE TEMPORARY TABLE marked ON COMMIT DROP AS
+SELECT id AS job_id, CAST(args ->> 'mark' AS uuid) AS mark FROM exarq.job WHERE name = 'chaos.plain' AND args ? 'mark'
+"""
+
 _KEYED: Final = """
 CREATE TEMPORARY TABLE keyed ON COMMIT DROP AS
 SELECT job.id, name, unique_key, min(at) AS came FROM exarq.job JOIN history ON job_id = job.id
@@ -204,7 +217,13 @@ WHERE unique_for = 'until_done' AND unique_key IS NOT NULL GROUP BY job.id
 
 
 async def check(
-    engine: AsyncEngine, folder: Path, *, excuses: Iterable[Excuse], poisoned: Set[UUID], out_of_step: Iterable[Any]
+    engine: AsyncEngine,
+    folder: Path,
+    *,
+    excuses: Iterable[Excuse],
+    poisoned: Set[UUID],
+    out_of_step: Iterable[Any],
+    wipes: Iterable[float] = (),
 ) -> Findings:
     """Look for offenders against every invariant that the tables and files can tell.
 
@@ -214,6 +233,7 @@ async def check(
         excuses: when workers were killed, stopped, cut off or given no time, so that their rescue was right.
         poisoned: those that died of a job.
         out_of_step: (job, why) of what a look at the running system has found.
+        wipes: when Redis had lost something, in which alone a plain ARQ job lives until it is adopted.
 
     """
     lines = list(evidence.read(folder))
@@ -221,8 +241,10 @@ async def check(
         for statement in _TABLES.strip().split(";\n"):
             await connection.execute(text(statement.rstrip(";")))
         await _load(connection, lines, list(excuses), poisoned, list(out_of_step))
+        await _copy(connection, "wiped", ((_moment(wiped),) for wiped in wipes))
         await connection.execute(text(_OURS))
         await connection.execute(text(_KEYED))
+        await connection.execute(text(_MARKED))
         for table in ("told", "ran", "ours"):
             await connection.execute(text(f"ANALYZE {table}"))
         await connection.execute(text("CREATE INDEX ON ran (job_id)"))
@@ -262,6 +284,9 @@ async def _load(
     excused = ((excuse.worker_id, _moment(excuse.since), _moment(excuse.until)) for excuse in excuses)
     await _copy(connection, "excused", excused)
     await _copy(connection, "killed", ((worker,) for worker in {excuse.worker_id for excuse in excuses} - poisoned))
+    enqueued = {line["mark"] for line in lines if line["what"] == "plain enqueued"}
+    intents = [(line["mark"], _moment(line["at"])) for line in lines if line["what"] == "plain intent"]
+    await _copy(connection, "plain", ((mark, at, mark in enqueued) for mark, at in intents))
     await _copy(connection, "seen_out_of_step", out_of_step)
     await _copy(connection, "kind", ((PREFIX + name, kind.parts, kind.ends, kind.own) for name, kind in KINDS.items()))
 

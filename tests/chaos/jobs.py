@@ -60,6 +60,7 @@ KINDS: Final[dict[str, Kind]] = {
     "poison": Kind(0, "failed"),
     "too_late": Kind(0, "cancelled"),
     "ticks": Kind(1),
+    "plain": Kind(1),
 }
 
 _EFFECT: Final = text("INSERT INTO effect VALUES (:job, :part, :attempt, :child)")
@@ -286,6 +287,14 @@ async def too_late(ctx: JobContext) -> Result:
 @job(name="chaos.ticks", every=1, catch_up="all")
 async def ticks(ctx: JobContext) -> Result:
     """Write one row, each second, by the clock."""
+    result = _began(ctx)
+    await _effect(ctx, 0)
+    return result
+
+
+@job(name="chaos.plain")
+async def plain(ctx: JobContext, mark: str) -> Result:
+    """Write one row, enqueued by plain ARQ code; the mark tells which enqueue it was."""
     result = _began(ctx)
     await _effect(ctx, 0)
     return result

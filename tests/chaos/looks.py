@@ -9,6 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from arq.connections import ArqRedis
+from arq.constants import result_key_prefix
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -191,7 +192,8 @@ async def orphan_keys(engine: AsyncEngine, redis: ArqRedis, evicted: Set[str]) -
     keys = {key async for key in redis.scan_iter(count=1000)}
     payloads = {key.removeprefix(prefix).decode() for key in keys if key.startswith(prefix)} - evicted
     known = {key.encode() for key in (*LANES, wake_key(DEFAULT_QUEUE))}
-    others = {key for key in keys - known if not key.startswith(prefix)}
+    # A result stays for an hour, as ARQ keeps it for its clients.
+    others = {key for key in keys - known if not key.startswith((prefix, result_key_prefix.encode()))}
     return [
         *(Offence("orphan_keys", str(key), "nobody knows whose it is") for key in sorted(others)),
         *(Offence("orphan_keys", hint, "a hint of a job that does not wait") for hint in sorted(hints - waiting)),

@@ -10,20 +10,24 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from arq.connections import ArqRedis
+import arq
+from arq.connections import ArqRedis, RedisSettings
+from arq.constants import result_key_prefix
+from arq.jobs import Job
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from tests.chaos import jobs
-from tests.chaos.calls import KEYS, a_call, keyed_calls
+from tests.chaos.calls import KEYS, PLAIN, a_call, keyed_calls
 from tests.chaos.evidence import Evidence
 from tests.chaos.worker import FILE, die_with_parent, install_twin
-from worker.broker.connection import connect
+from worker.broker.connection import UNREACHABLE, connect
 from worker.broker.keys import PAYLOAD_PREFIX
 from worker.core.states import JobState
 from worker.db.failures import is_transient
@@ -37,12 +41,30 @@ CONTROL: Final = "CHAOS_CONTROL"
 SEED: Final = "CHAOS_SEED"
 DATABASE: Final = "CHAOS_DATABASE"
 REDIS: Final = "CHAOS_REDIS"
+_PLAIN_IDS: Final = 10
+_PLAIN_PATIENCE: Final = 5.0
 _AT_ONCE: Final = 4
 _SAID: Final = "exarq.enqueue(:name, CAST(:args AS jsonb), run_at => clock_timestamp() + :delay, priority => :priority"
 _BY_SQL: Final = text(f"SELECT {_SAID})")
 _KEYED_BY_SQL: Final = text(f"SELECT {_SAID}, key => :key, unique_for => :unique_for)")
 _OF_THIS_TRANSACTION: Final = text("SELECT xmin = CAST(pg_current_xact_id() AS xid) FROM exarq.job WHERE id = :id")
 _PLACED: Final = text("INSERT INTO placed (job_id) SELECT unnest(CAST(:jobs AS uuid[]))")
+
+
+class _Stock:
+    """ARQ's own pool, made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._pool: ArqRedis | None = None
+
+    async def pool(self) -> ArqRedis:
+        if self._pool is None:
+            self._pool = await arq.create_pool(replace(RedisSettings.from_dsn(os.environ[REDIS]), conn_retries=0))
+        return self._pool
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            await self._pool.aclose()
 
 
 class Producer:
@@ -52,6 +74,7 @@ class Producer:
         self._publisher = Publisher(redis, lease=timedelta(seconds=10))
         self._sessions = async_sessionmaker(engine, expire_on_commit=False, info=self._publisher.info)
         self._redis = redis
+        self._stock = _Stock()
         self._evidence = evidence
         self._control = control
         self._rng = random.Random(seed)
@@ -71,6 +94,7 @@ class Producer:
                 tasks.create_task(self._place_until_stopped())
         await self._publisher.close()  # and end whoever waits still
         await asyncio.gather(*self._waiting)
+        await self._stock.close()
 
     async def _read_control(self) -> None:
         while not self._stop.is_set():
@@ -87,17 +111,45 @@ class Producer:
                 continue
             begun = time.monotonic()
             try:
-                placed = await self._place_some()
+                if self._rng.random() * sum(self._mix.values()) < self._mix.get(PLAIN, 0):
+                    placed = 1
+                    await self._enqueue_plain()
+                else:
+                    placed = await self._place_some()
                 if self._last and self._rng.random() < 0.02:
                     await self._cancel_one()
             except Exception as error:
-                if not is_transient(error):
+                if not (is_transient(error) or isinstance(error, UNREACHABLE)):
                     raise
                 self._evidence.note("not enqueued", error=f"{type(error).__name__}: {error}"[:200])
                 placed = 1
             self._evidence.note("enqueue took", seconds=round(time.monotonic() - begun, 4))
             wait = self._rng.uniform(0.5, 1.5) * placed * _AT_ONCE / rate - (time.monotonic() - begun)
             await asyncio.sleep(max(0.001, wait))
+
+    async def _enqueue_plain(self) -> None:
+        """Enqueue as code does that knows ARQ only, often under an id that has had a job before."""
+        mark, arq_id = str(UUID(int=self._rng.getrandbits(128), version=4)), None
+        pool = await self._stock.pool()
+        if self._rng.random() < 0.6:
+            arq_id = f"plain {self._rng.randint(1, _PLAIN_IDS)}"
+            await pool.delete(result_key_prefix + arq_id)  # as if the hour were over for which ARQ keeps it
+        self._evidence.note("plain intent", mark=mark)
+        defer = self._rng.uniform(0.1, 1) if self._rng.random() < 0.2 else None
+        enqueued = await pool.enqueue_job("chaos.plain", mark, _job_id=arq_id, _defer_by=defer)
+        if enqueued is not None:
+            self._evidence.note("plain enqueued", mark=mark)
+            if arq_id is None and self._rng.random() < 0.2:
+                self._waiting.append(asyncio.create_task(self._wait_for_plain(enqueued)))
+
+    async def _wait_for_plain(self, enqueued: Job) -> None:
+        """Note what ARQ's own client is told to have been returned."""
+        try:
+            result = await enqueued.result(timeout=_PLAIN_PATIENCE, poll_delay=0.1)
+        except Exception as error:
+            self._evidence.note("no result", job=enqueued.job_id, error=type(error).__name__)
+        else:
+            self._evidence.note("result", job=result["job"], attempt=result["attempt"])
 
     async def _cancel_one(self) -> None:
         """Ask that one of the last jobs ends, whatever it does now, and sometimes want it again at once."""

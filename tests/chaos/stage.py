@@ -39,6 +39,7 @@ SYNC_PRODUCERS: Final = 1
 MIX: Final[dict[str, float]] = {
     "noop": 30,
     "too_late": 1,
+    "plain": 6,
     "one": 30,
     "several": 10,
     "commits": 8,
@@ -85,11 +86,16 @@ class Stage(Fleet):
     calm: bool = False  # nothing is being broken, and what was broken has had time to heal
     out_of_step: list[tuple[str, str]] = field(default_factory=list)
     looked: int = 0  # how often the running system was looked at
+    wipes: list[float] = field(default_factory=list)  # when Redis had lost something
     evicted: set[str] = field(default_factory=set)  # ids whose hint was taken out of Redis
 
     def back(self) -> None:
         """PostgreSQL was away and can be reached again from now on."""
         self.returns.append(time.time())
+
+    def wiped(self) -> None:
+        """Redis has lost something; a plain ARQ job that nobody had adopted may be gone."""
+        self.wipes.append(time.time())
 
     # ── load ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -201,7 +207,12 @@ class Stage(Fleet):
             self.offences.append(Offence("looked", "the running system", "no look at it succeeded"))
         excuses = [*self.excuses, *self.stalls()]
         found = await check(
-            self.engine, self.folder, excuses=excuses, poisoned=self.poisoned, out_of_step=self.out_of_step
+            self.engine,
+            self.folder,
+            excuses=excuses,
+            poisoned=self.poisoned,
+            out_of_step=self.out_of_step,
+            wipes=self.wipes,
         )
         found.offences += self.offences
         return found

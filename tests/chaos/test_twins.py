@@ -20,6 +20,7 @@ from tests.chaos.twins import (
     a_kill,
     a_wait_through_kills,
     a_wipe,
+    plain_arq,
     suspects,
     work,
 )
@@ -41,7 +42,7 @@ async def test_a_broken_twin_is_caught_by_the_invariant_it_names(tmp_path: Path,
 
 async def test_an_honest_system_in_the_same_scenes_offends_against_nothing(tmp_path: Path) -> None:
     async with _a_stage(tmp_path, twin=None) as stage:
-        for scene in (suspects, work, a_wipe, a_kill, a_wait_through_kills, a_clock_ahead, a_blocked_worker):
+        for scene in (suspects, plain_arq, work, a_wipe, a_kill, a_wait_through_kills, a_clock_ahead, a_blocked_worker):
             await scene(stage)
         found = await stage.finish()
 

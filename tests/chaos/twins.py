@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import json
 import os
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import arq
+from arq.connections import RedisSettings
+from arq.constants import result_key_prefix
 from sqlalchemy import Connection, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from tests.chaos import jobs, looks
 from tests.chaos.stage import Stage
 from worker.broker import scripts
+from worker.broker.payloads import Payloads
 from worker.core import blame
 from worker.core.states import JobState
 from worker.core.watch import Watch
@@ -113,6 +119,23 @@ async def a_clock_ahead(stage: Stage) -> None:
     """A worker whose clock is five minutes ahead of all others'."""
     await stage.begun(stage.start_worker(chaos_seconds_ahead=300))
     await asyncio.sleep(3 * stage.pace.lease)
+
+
+async def plain_arq(stage: Stage) -> None:
+    """Plain ARQ code enqueues, and again under the same ids once it has the results."""
+    pool = await arq.create_pool(RedisSettings.from_dsn(stage.redis_server.url))
+    async with aclosing(pool):
+        for _ in range(2):
+            enqueued = []
+            for number in range(10):
+                mark = str(uuid4())
+                await pool.delete(f"{result_key_prefix}again {number}")
+                stage.evidence.note("plain intent", mark=mark)
+                if (job := await pool.enqueue_job("chaos.plain", mark, _job_id=f"again {number}")) is not None:
+                    stage.evidence.note("plain enqueued", mark=mark)
+                    enqueued.append(job)
+            results = (job.result(timeout=40, poll_delay=0.1) for job in enqueued)
+            await asyncio.gather(*results, return_exceptions=True)
 
 
 async def poison(stage: Stage) -> None:
@@ -281,6 +304,27 @@ def _gives_back_what_is_lost() -> None:
     _put(complete, "lease_lost", lease_lost)
 
 
+def _adopts_by_id() -> None:
+    """Whatever plain ARQ code enqueues under an id is the job that had the id first."""
+    read = Payloads.read
+
+    def timeless(self: Payloads, payload: bytes) -> Any:
+        return replace(read(self, payload), at=1)
+
+    _put(Payloads, "read", timeless)
+
+
+def _adopts_again() -> None:
+    """For a while, each time that an id comes up it is another enqueue."""
+    read, drawn = Payloads.read, itertools.count()
+
+    def another(self: Payloads, payload: bytes) -> Any:
+        number, found = next(drawn), read(self, payload)
+        return replace(found, at=number) if number < 40 else found
+
+    _put(Payloads, "read", another)
+
+
 def _takes_any_key() -> None:
     """An enqueue writes its job whoever has the key."""
     _put(unique, "ENQUEUE_UNLESS_THERE", statements.ENQUEUE_FULL)
@@ -352,6 +396,8 @@ TWINS: Final[dict[str, Twin]] = {
     "takes_any_key": Twin("two_live", _takes_any_key, no_index),
     "tells_what_runs": Twin("told_otherwise", _tells_what_runs, a_wait_through_kills),
     "takes_any_tick": Twin("ticks", _takes_any_tick, work),
+    "adopts_by_id": Twin("lost", _adopts_by_id, plain_arq),
+    "adopts_again": Twin("phantoms", _adopts_again, plain_arq),
     "leaks": Twin("pools_not_full", _leaks, work),
     "leaks_in_a_transaction": Twin("idle_in_transaction", partial(_leaks, uncommitted=True), work),
 }

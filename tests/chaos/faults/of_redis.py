@@ -18,6 +18,7 @@ async def flushall(stage: Stage) -> None:
     """Redis loses everything."""
     for _ in range(3):
         await stage.redis.flushall()
+        stage.wiped()
         await asyncio.sleep(stage.pace.lease / 4)
 
 
@@ -27,6 +28,7 @@ async def redis_refused(stage: Stage) -> None:
     stage.to_redis.refuse()
     await stage.redis_server.stop()
     await asyncio.sleep(3 * stage.pace.lease)
+    stage.wiped()
     await stage.redis_server.start()
     stage.to_redis.restore()
     await asyncio.sleep(stage.pace.lease / 2)
@@ -63,6 +65,7 @@ async def old_snapshot(stage: Stage) -> None:
             process.send(signal.SIGCONT)
     await stage.until(lambda: looks.have_ended(stage.engine, ids), "their jobs have finished", 120)
     await stage.redis_server.stop()
+    stage.wiped()
     await stage.redis_server.start(snapshot)
     await asyncio.sleep(stage.pace.lease / 2)
 
@@ -72,4 +75,5 @@ async def evictions(stage: Stage) -> None:
     """One key in a hundred and one hint in a hundred vanish from Redis, again and again for a lease."""
     for _ in range(10):
         stage.evicted |= set((await stage.redis_server.evict(0.01, stage.rng)).hints)
+        stage.wiped()
         await asyncio.sleep(stage.pace.lease / 10)
