@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, Session, 
 
 from tests.core.modules import a_module
 from worker.core.context import JobContext
-from worker.core.errors import DefinitionError
+from worker.core.errors import ArgumentsInvalid, DefinitionError
 from worker.core.signature import Signature
 
 if TYPE_CHECKING:
@@ -319,3 +319,15 @@ async def only_for_the_checker(session: AsyncSession, amount: OnlyForTheChecker)
 def test_a_name_only_the_type_checker_knows_is_told_at_the_first_use() -> None:
     with pytest.raises(DefinitionError, match=r"'OnlyForTheChecker'.*import it outside of `if TYPE_CHECKING`"):
         Signature(only_for_the_checker, "x").bind(1)
+
+
+def test_arguments_by_position_of_a_job_adopted_elsewhere_are_mapped_at_the_run() -> None:
+    async def move(session: AsyncSession, what: str, count: int = 1, *, to: str) -> None: ...
+
+    signature = Signature(move, "x")
+
+    assert signature.call_arguments('{"*":["a","2"],"to":"b"}') == {"what": "a", "count": 2, "to": "b"}
+    with pytest.raises(ArgumentsInvalid, match="takes at most 2 arguments by position, got 3"):
+        signature.call_arguments('{"*":[1,2,3],"to":"b"}')
+    with pytest.raises(ArgumentsInvalid, match="unknown argument 'too'"):
+        signature.call_arguments('{"what":"*","too":"b"}')

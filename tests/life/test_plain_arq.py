@@ -8,6 +8,7 @@ import json
 import pickle
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +20,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.arq_clients import a_stock_pool
-from tests.support import a_worker, run_all, until
+from tests.support import a_worker, heard, run_all, until
 from worker.broker.keys import PAYLOAD_PREFIX
 from worker.core.context import JobContext
 from worker.core.outcome import Retry
 from worker.core.registry import Registry
 from worker.flow.job import JobFunction
+from worker.observe.events import PicklesTrusted
+from worker.process import Worker
 from worker.settings import Settings
 
 pytestmark = pytest.mark.leaves_hints
@@ -187,6 +190,49 @@ async def test_json_comes_and_goes_where_a_client_speaks_json(pool: ArqRedis, se
         assert await job.result(timeout=30, poll_delay=0.02) == 2
         with pytest.raises(RuntimeError, match="argument first"):
             await broken.result(timeout=30, poll_delay=0.02)
+
+
+async def test_a_setting_has_every_pickle_read_and_is_named_in_one_warning(
+    pool: ArqRedis, settings: Settings, notes: None
+) -> None:
+    async def takes(ctx: JobContext, what: Any) -> str:
+        return str(what)
+
+    trusting = settings.model_copy(update={"jobs": settings.jobs.model_copy(update={"arq_pickles": "any"})})
+    jobs = [await enqueued(pool, "takes", Path("a") / str(number)) for number in range(2)]
+    async with heard() as told:
+        await run_all(trusting, registered(takes))
+
+    assert [await job.result(timeout=30, poll_delay=0.02) for job in jobs] == ["a/0", "a/1"]
+    assert [event.text for event in told if isinstance(event, PicklesTrusted)] == [PicklesTrusted.text]
+    assert "jobs.arq_pickles" in PicklesTrusted.text
+
+
+async def test_a_workers_job_serializer_means_what_it_means_in_arq(
+    settings: Settings, redis: ArqRedis, notes: None
+) -> None:
+    def dumps(fields: dict[str, Any]) -> bytes:
+        return b"mine" + json.dumps(fields, default=str).encode()
+
+    def loads(payload: bytes) -> Any:
+        return json.loads(payload.removeprefix(b"mine"))
+
+    async with a_stock_pool(str(settings.redis.url), job_serializer=dumps, job_deserializer=loads) as pool:
+        job = await enqueued(pool, "add", 1)
+        worker = Worker(
+            settings,
+            registry=registered(add),
+            burst=True,
+            handle_signals=False,
+            job_serializer=dumps,
+            job_deserializer=loads,
+        )
+        try:
+            await worker.main()
+        finally:
+            await worker.close()
+
+        assert await job.result(timeout=30, poll_delay=0.02) == 2
 
 
 # ── the same enqueue is the same job ────────────────────────────────────────────────────────────────────────────────
