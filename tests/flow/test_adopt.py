@@ -1,0 +1,85 @@
+"""Adopt: the row is committed before anything of the job leaves Redis, and early adoption looks at late ids only."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from tests.arq_clients import a_stock_pool
+from tests.support import a_work, hints, payload_ids
+from worker.broker.keys import PAYLOAD_PREFIX, queue_key
+from worker.db import transitions
+from worker.flow.after_commit import HORIZON
+from worker.flow.availability import Availability
+from worker.flow.claim import Claimer
+from worker.settings import Settings
+from worker.upkeep.adopt_early import EarlyAdoption
+
+pytestmark = pytest.mark.leaves_hints
+
+
+async def adopted(engine: AsyncEngine) -> list[str]:
+    async with engine.connect() as connection:
+        return list((await connection.execute(text("SELECT arq_id FROM exarq.job ORDER BY arq_id"))).scalars())
+
+
+async def test_nothing_leaves_redis_before_the_row_is_committed(
+    engine: AsyncEngine, redis: ArqRedis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[tuple[set[str], set[str], list[str]]] = []
+    real = transitions.adopt
+
+    async def looking(connection: AsyncConnection, arrays: Any) -> Any:
+        before = await adopted(engine)
+        new = await real(connection, arrays)
+        there.append((set(await hints(redis)), await payload_ids(redis), before + await adopted(engine)))
+        return new
+
+    monkeypatch.setattr(transitions, "adopt", looking)
+    async with a_stock_pool(str(settings.redis.url)) as pool, a_work(settings) as work:
+        await pool.enqueue_job("later", word="x", _job_id="plain")
+        await Claimer(work, work.context["redis"], ["default"], Availability(redis)).claim(5)
+
+        assert there == [({"plain"}, {"plain"}, ["plain"])]
+
+
+async def test_a_claim_that_postgresql_refuses_leaves_the_job_in_redis(
+    engine: AsyncEngine, redis: ArqRedis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_connection: AsyncConnection, _arrays: Any) -> Any:
+        raise RuntimeError("no room")
+
+    async with a_stock_pool(str(settings.redis.url)) as pool, a_work(settings) as work:
+        await pool.enqueue_job("later", word="x", _job_id="plain")
+        claimer = Claimer(work, work.context["redis"], ["default"], Availability(redis))
+        with monkeypatch.context() as patch:
+            patch.setattr(transitions, "adopt", refuse)
+            with pytest.raises(RuntimeError, match="no room"):
+                await claimer.claim(5)
+        left = set(await hints(redis)), await payload_ids(redis)
+        await redis.zadd(queue_key("default"), {"plain": 1})  # as after the lease
+        await claimer.claim(5)
+
+    assert left == ({"plain"}, {"plain"})
+    assert await adopted(engine) == ["plain"]
+
+
+async def test_what_a_claim_has_hidden_is_not_taken_for_deferred(
+    engine: AsyncEngine, redis: ArqRedis, settings: Settings
+) -> None:
+    lease = settings.worker.lease
+    async with a_stock_pool(str(settings.redis.url)) as pool, a_work(settings) as work:
+        await pool.enqueue_job("later", _job_id="hidden", _defer_by=lease - timedelta(seconds=1))
+        await pool.enqueue_job("later", _job_id="soon", _defer_by=HORIZON)
+        await pool.enqueue_job("later", _job_id="late", _defer_by=HORIZON + lease + timedelta(minutes=1))
+        early = EarlyAdoption(work, work.context["redis"], Availability(redis))
+
+        await early.step()
+
+        assert await adopted(engine) == ["late"]
+        assert await redis.exists(PAYLOAD_PREFIX + "late")
