@@ -203,9 +203,10 @@ def demo(
     broken: Annotated[
         bool, typer.Option("--break", help="Prove that the proof can fail: break a rule; the demo must notice.")
     ] = False,
+    orders: Annotated[int, typer.Option(min=600, help="How many payment orders are placed.")] = 2_000,
     as_json: AsJson = False,
 ) -> None:
     """Kill a worker and wipe Redis in the middle of the work, then count: nothing lost, nothing twice."""
     from worker.demo.story import run_demo
 
-    raise typer.Exit(run_demo(broken=broken, json_only=as_json))
+    raise typer.Exit(run_demo(orders=orders, broken=broken, json_only=as_json))

@@ -19,7 +19,6 @@ from worker.flow.enqueue import enqueue_many
 
 MODULES: Final = ("jobs.inventory", "jobs.ledger")
 PRODUCERS: Final = 8
-ORDERS: Final = 2_000
 _EVERY_TENTH: Final = 10
 _ACCOUNTS: Final = [f"account {number:02}" for number in range(20)]
 
@@ -50,9 +49,9 @@ class Business:
         accounts: Any = self._ledger.Account.__table__
         await connection.execute(accounts.insert(), [{"name": name} for name in _ACCOUNTS])
 
-    async def place_orders(self, sessions: async_sessionmaker[AsyncSession], notebook: Notebook) -> None:
-        """Place all orders, several producers at once, each order in a transaction of its own."""
-        numbers = iter(range(1, ORDERS + 1))  # shared: each producer takes the next
+    async def place_orders(self, count: int, sessions: async_sessionmaker[AsyncSession], notebook: Notebook) -> None:
+        """Place so many orders, several producers at once, each order in a transaction of its own."""
+        numbers = iter(range(1, count + 1))  # shared: each producer takes the next
         async with asyncio.TaskGroup() as producers:
             for _ in range(PRODUCERS):
                 producers.create_task(self._place_some(sessions, notebook, numbers))

@@ -22,7 +22,7 @@ from worker.db import migrate
 from worker.demo.disaster import MUST_HOLD, ids_of, kill_one, wipe
 from worker.demo.notebook import Notebook
 from worker.demo.processes import DemoFailed, WorkerProcess, environment, killed_at_the_end
-from worker.demo.producers import MODULES, ORDERS, PRODUCERS, Business
+from worker.demo.producers import MODULES, PRODUCERS, Business
 from worker.demo.proof import Findings, out_of_step, prove
 from worker.demo.screen import Screen
 from worker.embedded import servers as embedded
@@ -34,16 +34,16 @@ _LEASE: Final = timedelta(seconds=10)
 _LIMIT: Final = 600.0  # to give up at last; a loaded machine may take minutes
 _LOOK_EVERY: Final = 0.2
 _INTERRUPTED: Final = 130
-_HEAD_START: Final = ORDERS // 4  # so that jobs wait whichever is quicker, producers or workers
 _PROGRESS = text(
     "SELECT count(*) FILTER (WHERE state IN ('succeeded', 'failed', 'cancelled')), count(*) FROM exarq.job"
 )
 
 
-def run_demo(*, broken: bool, json_only: bool = False) -> int:
+def run_demo(*, orders: int, broken: bool, json_only: bool = False) -> int:
     """Tell the story and prove its end; 0 when nothing was lost, nothing happened twice and nothing was made up.
 
     Args:
+        orders: how many payment orders the producers place.
         broken: the workers commit a job's writes and its completion one after the other, which the proof must find.
         json_only: no story and no table, only the last line.
 
@@ -55,7 +55,7 @@ def run_demo(*, broken: bool, json_only: bool = False) -> int:
     business = Business()
     try:
         with embedded.start(fsync=True) as running:
-            return asyncio.run(_tell(screen, business, running.urls, broken=broken))
+            return asyncio.run(_tell(screen, business, running.urls, orders=orders, broken=broken))
     except (KeyboardInterrupt, asyncio.CancelledError):
         screen.complain("interrupted; the workers and the servers of the demo are gone")
         return _INTERRUPTED
@@ -74,6 +74,7 @@ class Stage:
     redis: ArqRedis
     business: Business
     notebook: Notebook
+    orders: int
     broken: bool
     workers: list[WorkerProcess] = field(default_factory=list)
     victim: WorkerProcess | None = None
@@ -83,13 +84,13 @@ class Stage:
     distributions: int = 0
 
 
-async def _tell(screen: Screen, business: Business, servers: Servers, *, broken: bool) -> int:
+async def _tell(screen: Screen, business: Business, servers: Servers, *, orders: int, broken: bool) -> int:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     folder = servers.folder / "demo"  # removed with the servers, however we end
     folder.mkdir()
-    async with _open_stage(screen, business, servers, folder, broken=broken) as stage:
+    async with _open_stage(screen, business, servers, folder, orders=orders, broken=broken) as stage:
         await _prepare(stage)
         modules = (_BROKEN, *MODULES) if broken else MODULES
         start = partial(WorkerProcess, folder=folder, environment=environment(servers, modules, folder))
@@ -102,7 +103,7 @@ async def _tell(screen: Screen, business: Business, servers: Servers, *, broken:
 
 @asynccontextmanager
 async def _open_stage(
-    screen: Screen, business: Business, servers: Servers, folder: Path, *, broken: bool
+    screen: Screen, business: Business, servers: Servers, folder: Path, *, orders: int, broken: bool
 ) -> AsyncIterator[Stage]:
     async with contextlib.AsyncExitStack() as stack:
         engine = create_async_engine(servers.database_url, pool_size=PRODUCERS + 4)
@@ -112,7 +113,7 @@ async def _open_stage(
         stack.push_async_callback(publisher.close)
         notebook = stack.enter_context(contextlib.closing(Notebook(folder / "enqueues.jsonl")))
         sessions = async_sessionmaker(engine, expire_on_commit=False, info=publisher.info)
-        yield Stage(screen, engine, sessions, redis, business, notebook, broken)
+        yield Stage(screen, engine, sessions, redis, business, notebook, orders, broken)
 
 
 async def _prepare(stage: Stage) -> None:
@@ -129,11 +130,11 @@ async def _prepare(stage: Stage) -> None:
 
 
 async def _perform(stage: Stage, start_worker: Callable[[str], WorkerProcess]) -> None:
-    stage.screen.say(f"{PRODUCERS} producers place {ORDERS:,} payment orders, each in one transaction with the job")
-    stage.screen.say("that will post it. Every tenth transaction rolls back.")
+    stage.screen.say(f"{PRODUCERS} producers place {stage.orders:,} payment orders, each in one transaction with")
+    stage.screen.say("the job that will post it. Every tenth transaction rolls back.")
     try:
         async with asyncio.timeout(_LIMIT), asyncio.TaskGroup() as acts:
-            acts.create_task(stage.business.place_orders(stage.sessions, stage.notebook))
+            acts.create_task(stage.business.place_orders(stage.orders, stage.sessions, stage.notebook))
             disasters = acts.create_task(_work_and_strike(stage, start_worker))
             acts.create_task(_follow(stage, disasters))
     except TimeoutError:
@@ -144,11 +145,11 @@ async def _perform(stage: Stage, start_worker: Callable[[str], WorkerProcess]) -
 
 async def _work_and_strike(stage: Stage, start_worker: Callable[[str], WorkerProcess]) -> None:
     """Start two workers; half-way, kill one in the middle of its work and wipe Redis."""
-    await _until(stage, lambda: stage.notebook.ended >= _HEAD_START)
+    await _until(stage, lambda: stage.notebook.ended >= stage.orders // 4)  # jobs wait, whoever is quicker
     for name in ("worker 1", "worker 2"):
         stage.workers.append(start_worker(name))
     stage.screen.say(f"Two workers start, two processes; {stage.notebook.committed} jobs wait for them already.")
-    await _until(stage, lambda: stage.notebook.ended >= ORDERS // 2)
+    await _until(stage, lambda: stage.notebook.ended >= stage.orders // 2)
     stage.distributions = await stage.business.take_inventory(stage.sessions, stage.notebook)
     stage.screen.say(
         f"Half-way. One more transaction places a catalogue job for each of the {stage.distributions} distributions"
@@ -173,7 +174,7 @@ async def _follow(stage: Stage, disasters: asyncio.Task[None]) -> None:
         connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
         while True:
             final, known = (await connection.execute(_PROGRESS)).one()
-            expected = ORDERS + stage.distributions
+            expected = stage.orders + stage.distributions
             if stage.victim and not rescued and stage.victim.pid not in await ids_of(connection, stage.workers):
                 rescued = True
                 stage.screen.say(
