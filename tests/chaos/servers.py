@@ -7,6 +7,7 @@ import math
 import os
 import random
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -98,6 +99,7 @@ class PrivatePostgres(_PrivateServer):
         super().__init__("postgres", home, self._plan["server"], signal.SIGQUIT)
         self.url = commands.postgres_url(home.folder)
         self.socket = Path(self._plan["socket"])
+        self.data = Path(self._plan["data"])
 
     async def initialise(self) -> None:
         """Make the empty cluster, once."""
@@ -107,6 +109,10 @@ class PrivatePostgres(_PrivateServer):
         finally:
             initdb.end()
             await asyncio.to_thread(initdb.wait)
+
+    def copy(self, cluster: Path) -> None:
+        """Begin with a copy of this cluster, whose server does not run."""
+        subprocess.run(["cp", "-a", cluster, self.data], check=True)  # also keeps whose it is
 
     async def start(self) -> float:
         """Start it, recovering if need be; the seconds until it accepts connections."""
@@ -208,9 +214,14 @@ class PrivateServers(NamedTuple):
 
 
 @asynccontextmanager
-async def private_servers() -> AsyncIterator[PrivateServers]:
-    """Both servers, started; when the block ends, or this process in any way, they and their folder are gone."""
-    async with _home() as home, _postgres(home) as postgres, _redis(home) as redis:
+async def private_servers(cluster: Path | None = None) -> AsyncIterator[PrivateServers]:
+    """Both servers, started; when the block ends, or this process in any way, they and their folder are gone.
+
+    Args:
+        cluster: begin with a copy of this one; its server does not run.
+
+    """
+    async with _home() as home, _postgres(home, cluster) as postgres, _redis(home) as redis:
         yield PrivateServers(postgres, redis)
 
 
@@ -242,10 +253,13 @@ async def _home() -> AsyncIterator[Home]:
 
 
 @asynccontextmanager
-async def _postgres(home: Home) -> AsyncIterator[PrivatePostgres]:
+async def _postgres(home: Home, cluster: Path | None = None) -> AsyncIterator[PrivatePostgres]:
     postgres = PrivatePostgres(home)
     try:
-        await postgres.initialise()
+        if cluster is None:
+            await postgres.initialise()
+        else:
+            postgres.copy(cluster)
         await postgres.start()
         await postgres.facts()
         yield postgres

@@ -16,13 +16,14 @@ from typing import Any, Final
 from uuid import UUID
 
 from arq.connections import ArqRedis
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from tests.chaos import business, looks
 from tests.chaos.checker import Findings, Offence, check
 from tests.chaos.evidence import Evidence, epoch
 from tests.chaos.fleet import AWAY, Fleet, Pace
-from tests.chaos.servers import PrivatePostgres, PrivateRedis, private_servers
+from tests.chaos.servers import PrivatePostgres, PrivateRedis, private_postgres, private_servers
 from tests.proxy import Proxy, postgres_proxy, redis_proxy
 from worker.broker.connection import connect
 from worker.db import migrate
@@ -234,11 +235,12 @@ async def a_stage(
     producers: int = PRODUCERS,
     sync_producers: int = SYNC_PRODUCERS,
     twin: str | None = None,
+    cluster: Path | None = None,
     **worker_variables: object,
 ) -> AsyncIterator[Stage]:
     """Servers, workers and producers that have begun, watched and supervised while the block lasts."""
     async with AsyncExitStack() as stack:
-        servers = await stack.enter_async_context(private_servers())
+        servers = await stack.enter_async_context(private_servers(cluster))
         postgres, redis_server = servers.postgres, servers.redis
         to_postgres, database = await stack.enter_async_context(postgres_proxy(postgres.url))
         to_redis, redis_url = await stack.enter_async_context(redis_proxy(redis_server.url))
@@ -249,8 +251,8 @@ async def a_stage(
         stack.push_async_callback(redis.aclose)
         publisher = Publisher(redis, lease=timedelta(seconds=pace.lease))
         stack.push_async_callback(publisher.close)
-        await migrate.upgrade(engine)
-        await business.create_tables(engine)
+        if cluster is None:
+            await _create_tables(engine)
         stage = Stage(
             folder=folder, pace=pace, rng=random.Random(seed), addresses={"database": database, "redis": redis_url},
             twin=twin, variables=worker_variables, say=say, postgres=postgres, redis_server=redis_server,
@@ -270,6 +272,24 @@ async def a_stage(
             for process in [*stage.workers, *stage.producers, *stage.former]:
                 process.send(signal.SIGKILL)
                 await process.ended(10)
+
+
+@asynccontextmanager
+async def a_cluster() -> AsyncIterator[Path]:
+    """A cluster for many stages to copy, with Exarq's tables and the business's; gone when the block ends."""
+    async with private_postgres() as postgres:
+        engine = create_async_engine(postgres.url)
+        await _create_tables(engine)
+        async with engine.begin() as connection:
+            await connection.execute(text("CHECKPOINT"))  # so that no copy has anything to recover
+        await engine.dispose()
+        await postgres.end()
+        yield postgres.data
+
+
+async def _create_tables(engine: AsyncEngine) -> None:
+    await migrate.upgrade(engine)
+    await business.create_tables(engine)
 
 
 @asynccontextmanager
