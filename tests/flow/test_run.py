@@ -282,6 +282,33 @@ async def test_a_timeout_ends_the_statement_on_the_server_and_replaces_the_conne
             assert (await session.execute(text("SELECT pg_backend_pid()"))).scalar_one() != pids[0]
 
 
+async def test_a_timeout_ends_also_what_has_not_heeded_an_earlier_cancellation(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    began, went_on = asyncio.Event(), asyncio.Event()
+
+    async def job(ctx: JobContext) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            went_on.set()
+            await asyncio.Event().wait()
+
+    async with a_work_with(settings, job, timeout=1) as work:
+        job_id = await a_job(engine, name=NAME)
+        (run,) = await claimed(work, job_id)
+        task = start(work, run)
+        await began.wait()
+        run.cancel(Because.STOPPING)
+        await went_on.wait()
+        await task
+
+        (attempt,) = await attempts(engine, job_id)
+        assert "ran longer than its timeout of 1 s" in attempt.error
+        assert task.cancelling() == 0
+
+
 async def _is_gone(engine: AsyncEngine, pid: int) -> bool:
     async with engine.connect() as connection:
         query = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")

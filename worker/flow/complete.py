@@ -53,6 +53,10 @@ async def succeed(work: Work, run: Run, attempt: Attempt, result: str) -> None:
     Raises: `LeaseLost` when somebody else holds the job, and whatever keeps the transaction from committing; then
     nothing was written.
     """
+    if not attempt.used:
+        attempt.transaction.require_orderly()
+        work.flusher.add(run, result)
+        return
     held = run.claimed.held
     limit = asyncio.timeout(_COMPLETION_LIMIT.total_seconds())
     try:

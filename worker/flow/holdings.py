@@ -27,6 +27,7 @@ class Because(StrEnum):
     LEASE_LOST = "the job is held by somebody else"
     CANCEL_REQUESTED = "somebody asked to cancel the job"
     STOPPING = "the worker stopped before the job had ended"
+    TIMED_OUT = "it ran longer than its timeout"
     FENCED = "the worker could not beat for a whole lease"
 
 
@@ -48,6 +49,12 @@ class Run:
             return False
         self.cancelled_because = reason
         return self.task.cancel()
+
+    def time_out(self) -> None:
+        """Cancel the job's function, whatever it was told before."""
+        if self.in_function and self.task is not None:
+            self.cancelled_because = Because.TIMED_OUT
+            self.task.cancel()
 
     def remark(self, **told: Any) -> None:
         """Add this to what there is to tell of the attempt; may be called from any thread."""
