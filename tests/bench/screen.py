@@ -17,6 +17,7 @@ from rich.table import Table
 from tests.bench.install import Installed, Missing
 from tests.bench.rows import percentile
 from tests.bench.targets import Verdict
+from tests.bench.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     from tests.bench.run import Measured, Results
@@ -134,9 +135,10 @@ def _targets(verdicts: Sequence[Verdict]) -> Table:
 def _note(system: Installed) -> str:
     about = system.about
     versions = ", ".join(f"{name} {version}" for name, version in system.versions.items())
+    without = dict.fromkeys(workload.name for workload in WORKLOADS if workload.name not in about.workloads)
     return (
         f"{about.name}: {versions}. Keeps: {about.keeps}. Setting: {about.setting} ({about.source})."
-        f" Publishes: {about.published}"
+        f" Publishes: {about.published}" + (f". Does not do: {', '.join(without)}" if without else "")
     )
 
 
