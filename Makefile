@@ -3,6 +3,8 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
+PIN = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet
 
 .PHONY: help demo test check chaos bench bench-scale format lock compiled
 help: ## list these targets
@@ -34,9 +36,9 @@ format: .venv/.ready ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: .venv/.ready ## pin every dependency with hashes
-	$(UV) pip compile pyproject.toml --extra dev --group dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet --upgrade -o requirements.lock
+lock: .venv/.ready ## pin every dependency with hashes, and those of the image among them
+	$(PIN) --extra dev --group dev --upgrade -o requirements.lock
+	$(PIN) --extra uvloop --constraint requirements.lock --no-annotate -o requirements.image.lock
 
 compiled: .venv/.ready
 	@$(BIN)/python -m compileall -q worker jobs tests
