@@ -2,9 +2,9 @@
 FROM python:3.13-slim-bookworm AS build
 WORKDIR /src
 # What seldom changes comes first. Every file that is installed is checked against its hash.
-COPY requirements.lock requirements.image.lock ./
+COPY requirements.build.lock requirements.image.lock ./
 RUN python -m venv /opt/build \
-    && /opt/build/bin/pip install --constraint requirements.lock hatchling \
+    && /opt/build/bin/pip install --require-hashes --requirement requirements.build.lock \
     && python -m venv --without-pip /opt/exarq \
     && /opt/build/bin/pip --python /opt/exarq/bin/python install --require-hashes --requirement requirements.image.lock
 COPY pyproject.toml README.md LICENSE ./

@@ -3,7 +3,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
-PIN = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+PIN = $(UV) pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet
 
 .PHONY: help demo test check chaos bench bench-scale format lock compiled
@@ -36,9 +36,10 @@ format: .venv/.ready ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: .venv/.ready ## pin every dependency with hashes, and those of the image among them
-	$(PIN) --extra dev --group dev --upgrade -o requirements.lock
-	$(PIN) --extra uvloop --constraint requirements.lock --no-annotate -o requirements.image.lock
+lock: .venv/.ready ## pin every dependency with hashes, and apart what the image holds and what builds it
+	$(PIN) pyproject.toml --extra dev --group dev --upgrade -o requirements.lock
+	$(PIN) pyproject.toml --extra uvloop --constraint requirements.lock --no-annotate -o requirements.image.lock
+	$(PIN) --group build --constraint requirements.lock --no-annotate -o requirements.build.lock
 
 compiled: .venv/.ready
 	@$(BIN)/python -m compileall -q worker jobs tests

@@ -146,25 +146,25 @@ def installation_for(account: Account, folder: Path) -> tuple[str, dict[str, str
     (site / "worker" / "__init__.py").touch()  # the front door would bring SQLAlchemy along
     environment = {"PYTHONPATH": str(site), "PATH": os.defpath}
     python = str(Path(sys.executable).resolve())
-    if not _runs(python, account):
-        python = _copy_python(folder / "python")
+    if not runs(python, account):
+        python = copy_python(folder / "python")
         environment["LD_LIBRARY_PATH"] = str(folder / "python" / "lib")
     return python, environment
 
 
-def _runs(python: str, account: Account) -> bool:
+def runs(python: str, account: Account) -> bool:
     try:
         return subprocess.run([python, "-c", ""], cwd="/", capture_output=True, **account.drop).returncode == 0
     except OSError:
         return False
 
 
-def _copy_python(to: Path) -> str:
+def copy_python(to: Path) -> str:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     base = Path(sys.base_prefix)
     (to / "bin").mkdir(parents=True)
     shutil.copy2(Path(sys.executable).resolve(), to / "bin" / version)
-    unused = shutil.ignore_patterns("site-packages", "test", "idlelib", "config-*", "ensurepip", "lib2to3")
+    unused = shutil.ignore_patterns("site-packages", "test", "idlelib", "config-*", "lib2to3")
     shutil.copytree(base / "lib" / version, to / "lib" / version, ignore=unused)
     for library in (base / "lib").glob("libpython*"):
         shutil.copy2(library, to / "lib" / library.name)
