@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -48,14 +49,12 @@ class Owner(Enum):
     PLAIN_ARQ = "plain ARQ"
 
 
+_AS_WRITTEN = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
 def parse_id(raw: bytes) -> UUID | None:
     """The job's id; None for an id that Exarq never wrote (plain ARQ's have no dashes)."""
-    try:
-        text = raw.decode("ascii")
-        parsed = UUID(text)
-    except ValueError:
-        return None
-    return parsed if str(parsed) == text else None
+    return UUID(int=int(raw.replace(b"-", b""), 16)) if _AS_WRITTEN.fullmatch(raw) else None
 
 
 def owner_of(raw_id: bytes, payload: bytes | None, installation: UUID) -> Owner:

@@ -148,7 +148,13 @@ class Claimer:
             del lanes[priority]
 
     async def _claim_taken(self, runs: list[Run], connection: AsyncConnection, taken: Taken) -> None:
-        ids = {job_id: raw for raw in taken.hints if (job_id := parse_id(raw)) is not None}
+        ids, others = {}, []
+        for raw in taken.hints:
+            job_id = parse_id(raw)
+            if job_id is None:
+                others.append(raw)
+            else:
+                ids[job_id] = raw
         token = uuid4()
         self._work.holdings.claiming(token)
         sent = time.monotonic()
@@ -168,7 +174,7 @@ class Claimer:
             raise
         done = {job.held.job_id for job in claimed}
         self._leave_redis(taken, [ids[job_id] for job_id in done])
-        left = [raw for raw in taken.hints if parse_id(raw) not in done]
+        left = others + [raw for job_id, raw in ids.items() if job_id not in done]
         if left:
             await self._explain(connection, taken, left, sent)
 
