@@ -247,7 +247,13 @@ def _never_drops() -> None:
     async def keep(*_: Any) -> int:
         return 0
 
+    claim = scripts.claim
+
+    async def claim_only(*args: Any, to_drop: object, **options: Any) -> Any:
+        return await claim(*args, **options)
+
     _put(scripts, "drop", keep)
+    _put(scripts, "claim", claim_only)
 
 
 def _no_reconcile() -> None:

@@ -125,10 +125,11 @@ class Signature:
         try:
             return codec.decode(text)
         except Exception as error:  # validators are code of anybody
-            if POSITIONAL in text and POSITIONAL in (stored := json.loads(text)):
-                by_position = stored.pop(POSITIONAL)
-                return codec.decode(self.bind(*by_position, **stored))
-            raise ArgumentsInvalid(self._complaint(error)) from error
+            given = _by_position(text)
+            if given is None:
+                raise ArgumentsInvalid(self._complaint(error)) from error
+            positional, named = given
+            return codec.decode(self.bind(*positional, **named))
 
     def encode_result(self, value: object) -> str:
         """What the function returned, as JSON text.
@@ -198,6 +199,18 @@ class _NothingElse:
         assert inner["type"] == "typed-dict"
         inner["extra_behavior"] = "forbid"
         return schema
+
+
+def _by_position(text: str) -> tuple[list[Any], dict[str, Any]] | None:
+    """What was stored for a function that nobody knew; None where all arguments have names."""
+    if f'"{POSITIONAL}"' not in text:
+        return None
+    try:
+        stored = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    positional = stored.pop(POSITIONAL, None) if isinstance(stored, dict) else None
+    return (positional, stored) if isinstance(positional, list) else None
 
 
 def label_of(fn: Callable[..., Any]) -> str:
