@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
+from typing import Final
 
 from arq.connections import ArqRedis
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -25,6 +27,8 @@ from worker.upkeep.reconcile import reconcile
 from worker.upkeep.relay import relay
 from worker.upkeep.rescue import Rescuer
 from worker.upkeep.schedule import Ticker
+
+_AFTER_STOP: Final = timedelta(seconds=1)
 
 
 class Upkeep:
@@ -83,7 +87,7 @@ class Upkeep:
             task.cancel()
         tasks = [*self._tasks, *self._hearing]
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=1)
+            _, late = await asyncio.wait(tasks, timeout=_AFTER_STOP.total_seconds())
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

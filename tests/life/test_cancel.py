@@ -207,7 +207,7 @@ async def test_a_worker_that_stops_gives_a_job_that_is_no_longer_wanted_to_nobod
     async def deaf(*_args: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("worker.process.listen", deaf)
+    monkeypatch.setattr("worker.alive.listen", deaf)
     short = beating_seldom(settings)
     short = short.model_copy(update={"worker": short.worker.model_copy(update={"grace": settings.worker.beat})})
     worker = Worker(short, registry=waiting(), handle_signals=False)

@@ -252,7 +252,7 @@ async def test_a_stopped_worker_listens_no_longer(
     redis: ArqRedis, seldom: Settings, installation: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "_QUIET", timedelta(seconds=1000))
-    monkeypatch.setattr("worker.process._ended", asyncio.wait)  # without the limit after which it cancels by force
+    monkeypatch.setattr("worker.alive._AFTER_STOP", timedelta(seconds=1000))  # after which it cancels by force
 
     async with a_worker(seldom, waiting()):
         await until(lambda: listeners(redis, installation), "the worker listens")

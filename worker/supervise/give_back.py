@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -54,7 +55,7 @@ async def _rescue_all(settings: Settings, dead: Sequence[UUID], reason: str, mov
     try:
         while True:
             try:
-                beats = (await once(engine, partial(reads.sweep, horizon=HORIZON))).beats
+                beats = (await once(engine, partial(reads.sweep, horizon=HORIZON, soon=timedelta(0)))).beats
                 left = [worker for worker in dead if worker in beats]
                 if not left:
                     return
