@@ -54,6 +54,18 @@ async def test_a_result_is_stored_as_it_is_whatever_the_settings_of_the_connecti
     assert (job.state, job.result) == (JobState.SUCCEEDED, AWKWARD)
 
 
+async def test_a_result_is_stored_as_it_is_where_the_job_has_changed_the_encoding(
+    work: Work, engine: AsyncEngine
+) -> None:
+    held = await a_held_job(engine)
+
+    async with an_attempt(work) as attempt:
+        await attempt.session().execute(text("SET client_encoding = 'LATIN1'"))
+        assert await attempt.commit_success(held, '"Müller"')
+
+    assert (await row(engine, held.job_id)).result == "Müller"
+
+
 async def test_a_success_sends_no_message_but_its_begin_and_its_commit(
     work: Work, engine: AsyncEngine, sent: list[str]
 ) -> None:

@@ -36,6 +36,11 @@ class Driver(asyncpg.Connection):
         finally:
             self._along = None
 
+    @property
+    def speaks_utf8(self) -> bool:
+        """Whether the server reads SQL as it is meant: asyncpg writes it in UTF-8, whatever a job has set."""
+        return str(self.get_settings().get_text_codec().name) == "utf-8"
+
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Execute as asyncpg does, with what is to be taken along."""
         if self._along is not None and query in _ENDS:

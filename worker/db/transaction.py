@@ -155,7 +155,10 @@ class AttemptTransaction:
     def takes_along(self) -> bool:
         """Whether the completion may go in one message with the COMMIT: not where no statement has sent the BEGIN."""
         connection = self._connection
-        return connection is not None and _has_begun(connection) and _is_ours(_driver(connection))
+        if connection is None or not _has_begun(connection):
+            return False
+        driver = _driver(connection)
+        return _is_ours(driver) and driver.speaks_utf8
 
     def commit(self, completion: str = "") -> None:
         """The one COMMIT of the attempt.
