@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.db.attempts import an_attempt, ask, run, words
@@ -87,6 +88,26 @@ async def test_a_lost_job_is_rolled_back_and_its_connection_serves_the_next(work
         await write(attempt.session(), "a")
         with pytest.raises(LeaseLost):
             await attempt.commit_success(Held(held.job_id, uuid4()), "1")
+        first = attempt.transaction.backend_pid
+        assert not attempt.transaction.commit_sent
+    async with an_attempt(work) as attempt:
+        await write(attempt.session(), "b")
+        second = attempt.transaction.backend_pid
+
+    assert await words(engine) == set()
+    assert first == second
+
+
+async def test_what_keeps_the_completion_from_being_stored_leaves_no_doubt_and_the_connection_serves_the_next(
+    work: Work, engine: AsyncEngine
+) -> None:
+    held = await a_held_job(engine)
+
+    async with an_attempt(work) as attempt:
+        await write(attempt.session(), "a")
+        await attempt.session().execute(text("SET LOCAL transaction_read_only = on"))
+        with pytest.raises(DBAPIError, match="read-only"):
+            await attempt.commit_success(held, "1")
         first = attempt.transaction.backend_pid
         assert not attempt.transaction.commit_sent
     async with an_attempt(work) as attempt:

@@ -68,6 +68,11 @@ def is_lease_lost(error: BaseException) -> bool:
     return sqlstate_of(error) == _LEASE_LOST
 
 
+def is_answer(error: BaseException) -> bool:
+    """Whether the server answered the message with it, and goes on listening."""
+    return sqlstate_of(error) is not None and not is_away(error)
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether this is the server's own answer to a COMMIT, as after a deferred constraint: nothing was written.
 

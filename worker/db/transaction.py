@@ -19,7 +19,7 @@ from worker.core.errors import DatabaseUnreachable, SessionLeftOpen, Transaction
 from worker.db.beside import Beside, watch
 from worker.db.driver import Driver
 from worker.db.engine import RESET, RESET_KEY
-from worker.db.failures import is_aborted, is_away, is_lease_lost
+from worker.db.failures import is_answer, is_away
 from worker.db.lazy import LazyLoads
 from worker.db.owner import Owner
 
@@ -174,11 +174,11 @@ class AttemptTransaction:
         try:
             took_along = self._end(self._connection, self._commit, before=completion)
         except Exception as error:
-            if is_lease_lost(error) or is_aborted(error):  # before the COMMIT, which was not reached
-                self.commit_sent = False
-                assert self._connection is not None
+            connection = self._connection
+            if connection is not None and is_answer(error) and _is_in_transaction(connection):
+                self.commit_sent = False  # also a COMMIT that fails would have ended it: this one was not reached
                 # SQLAlchemy takes the transaction for ended, and would send no ROLLBACK any more.
-                dbapi_of(self._connection).run_async(lambda driver: driver.execute("ROLLBACK"))
+                dbapi_of(connection).run_async(lambda driver: driver.execute("ROLLBACK"))
             raise
         self.require_ended()
         if completion and not took_along:
