@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from tests.db.attempts import an_attempt, run, words
 from tests.db.moves import a_held_job
 from tests.db.session_cases import write
-from worker.core.errors import TransactionEscaped
+from worker.core.errors import TransactionAborted, TransactionEscaped
 from worker.flow.work import Work
 
 pytestmark = [pytest.mark.leaves_running, pytest.mark.usefixtures("note_table")]
@@ -93,6 +94,26 @@ async def test_a_transaction_that_the_job_began_on_the_driver_hides_no_lost_comm
         await write(session, "kept")
 
     with pytest.raises(TransactionEscaped, match="went on after its COMMIT"):
+        await run(work, first, around)
+    assert await run(work, second, following)
+
+    assert await words(engine) == {"kept"}
+
+
+async def test_a_transaction_that_the_job_began_on_the_driver_and_that_was_aborted_reaches_no_other_job(
+    work: Work, engine: AsyncEngine
+) -> None:
+    first, second = await a_held_job(engine), await a_held_job(engine)
+
+    async def around(session: AsyncSession) -> None:
+        await begins_a_savepoint(session)
+        with contextlib.suppress(DBAPIError):
+            await session.execute(text("SELECT 1/0"))
+
+    async def following(session: AsyncSession) -> None:
+        await write(session, "kept")
+
+    with pytest.raises(TransactionAborted):
         await run(work, first, around)
     assert await run(work, second, following)
 

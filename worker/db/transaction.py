@@ -333,7 +333,9 @@ def _is_in_transaction(connection: Connection) -> bool:
 
 def _is_dirty(connection: Connection) -> bool:
     """Whether no reset helps: in a transaction, which SQLAlchemy believes ended, a reset is rolled back."""
-    return not connection.invalidated and (_has_listeners(connection) or _is_in_transaction(connection))
+    return not connection.invalidated and (
+        _has_listeners(connection) or _is_in_transaction(connection) or _driver(connection)._top_xact is not None
+    )
 
 
 def _has_listeners(connection: Connection) -> bool:
