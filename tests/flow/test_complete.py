@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 from arq.connections import ArqRedis
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.flow.helpers import NAME, a_work_with, claimed, end_backend, note, notes, run_job, run_new, start
@@ -20,6 +20,7 @@ from tests.proxy import Proxy, is_commit, postgres_proxy
 from tests.support import a_job, a_locked_row, attempts, heard, hints, row, state, until
 from worker.core.outcome import Retry
 from worker.db import transitions
+from worker.db.engine import RESET_KEY
 from worker.flow import complete
 from worker.flow.enqueue import enqueue
 from worker.flow.work import Work
@@ -166,6 +167,21 @@ async def test_a_commit_the_server_refuses_is_not_in_doubt(engine: AsyncEngine, 
         assert "duplicate key" in attempt.error
         assert (await row(engine, job_id)).failures == 1
         assert await notes(engine) == []
+
+
+async def test_a_reset_that_fails_behind_the_commit_leaves_the_success_as_it_is(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    def reset(_connection: Any, record: Any) -> None:
+        record.info[RESET_KEY] = "SET ROLE dropped_since"  # as that of a user's engine may
+
+    async with a_work_with(settings, writes) as work, heard() as told:
+        event.listen(work.jobs_engine.sync_engine, "connect", reset)
+        job_id, _ = await run_new(work, engine)
+
+        assert doubts(told) == [True]
+        assert (await state(engine, job_id), await notes(engine)) == ("succeeded", ["once"])
+        assert [one.outcome for one in told if isinstance(one, AttemptEnded)] == ["succeeded"]
 
 
 # ── the attempt dies, or is stale ───────────────────────────────────────────────────────────────────────────────────

@@ -17,6 +17,8 @@ _AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"
 # A time limit of our own, or the server is short of room, or for now read-only.
 _OVERLOADED = frozenset({"57014", "53000", "53100", "53200", "25006"})
 _CONTENTION = frozenset({"40001", "40P01", "55P03"})
+# Integrity, a serialization, a user's RAISE: what a COMMIT is refused for, and nothing that is sent behind it.
+_REFUSALS = ("23", "40", "P0")
 _ABORTED = "25P02"
 _LEASE_LOST = "EXQ01"
 _NO_SUCH_TABLE = "42P01"
@@ -76,10 +78,9 @@ def is_answer(error: BaseException) -> bool:
 def is_refusal(error: BaseException) -> bool:
     """Whether this is the server's own answer to a COMMIT, as after a deferred constraint: nothing was written.
 
-    One that was interrupted, or for which there was no room, may have been so behind its COMMIT.
+    What else went wrong with the message may have done so behind its COMMIT.
     """
-    code = sqlstate_of(error)
-    return code is not None and not is_away(error) and code not in _OVERLOADED
+    return (sqlstate_of(error) or "").startswith(_REFUSALS)
 
 
 def is_transient(error: BaseException) -> bool:
