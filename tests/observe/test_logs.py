@@ -50,6 +50,18 @@ def test_json_lines_carry_the_fields_as_plain_values(capsys: pytest.CaptureFixtu
     )
 
 
+def test_what_a_job_has_bound_to_its_context_does_not_hide_the_events_own_fields(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("info", "json")
+
+    with structlog.contextvars.bound_contextvars(name="of the order", customer=7):
+        emit(ended("succeeded"))
+
+    line = json.loads(capsys.readouterr().err)
+    assert (line["name"], line["customer"]) == ("a.b", 7)
+
+
 def test_text_lines_name_the_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "text")
 

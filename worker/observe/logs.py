@@ -64,7 +64,7 @@ class _Lines(structlog.stdlib.ProcessorFormatter):
         if not isinstance(event, Event):
             return super().format(record)
         said: Any = {name: _plain(value) for name, value in event.fields.items()}
-        said |= structlog.contextvars.get_contextvars()
+        said = structlog.contextvars.merge_contextvars(None, "", said)  # which a field of the event's outweighs
         said |= {"event": event.text, "level": record.levelname.lower(), "timestamp": self._stamp(record.created)}
         for render in self._renderers:
             said = render(None, record.levelname.lower(), said)
