@@ -11,6 +11,7 @@ GRANT SELECT, INSERT, UPDATE ON exarq.schedule TO exarq_worker;
 GRANT SELECT, INSERT, DELETE ON exarq.attempt TO exarq_worker;
 GRANT SELECT, UPDATE ON exarq.upkeep TO exarq_worker;
 GRANT SELECT ON exarq.installation, exarq.alembic_version TO exarq_worker;
+GRANT EXECUTE ON FUNCTION exarq.succeed TO exarq_worker;
 
 -- A service that enqueues, and reads no arguments or results of what others have enqueued.
 CREATE ROLE exarq_service LOGIN;

@@ -37,12 +37,14 @@ async def suffix(engine: AsyncEngine) -> AsyncIterator[str]:
     script = re.sub(r"\b(exarq_(?:worker|service|enqueue|reader))\b", rf"\g<1>{ours}", ROLES_SQL.read_text())
     await jobs.make_effects(engine)
     async with engine.begin() as connection:
+        await connection.execute(text("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA exarq FROM PUBLIC"))  # as some are told to
         raw = await connection.get_raw_connection()
         assert raw.driver_connection is not None
         await raw.driver_connection.execute(script.replace(" LOGIN;", " LOGIN PASSWORD 'p';"))
         await connection.execute(text(f"GRANT INSERT ON effect TO exarq_worker{ours}"))
     yield ours
     async with engine.begin() as connection:
+        await connection.execute(text("GRANT EXECUTE ON FUNCTION exarq.succeed TO PUBLIC"))
         for role in re.findall(r"CREATE ROLE (\w+)", script):
             await connection.execute(text(f"DROP OWNED BY {role}"))
             await connection.execute(text(f"DROP ROLE {role}"))
