@@ -18,6 +18,7 @@ from tests.db.session_cases import write
 from tests.support import row
 from worker.core.errors import LeaseLost
 from worker.core.states import JobState
+from worker.db import transitions
 from worker.db.driver import Driver
 from worker.db.transitions import Held
 from worker.flow.work import Work
@@ -79,6 +80,19 @@ async def test_a_success_sends_no_message_but_its_begin_and_its_commit(
         await attempt.commit_success(held, "1")
 
     assert sent == ["BEGIN;", "COMMIT;"]
+
+
+async def test_a_success_is_stored_by_key_and_keeps_no_plan_from_when_the_table_was_small(
+    work: Work, engine: AsyncEngine
+) -> None:
+    held = await a_held_job(engine)
+    async with engine.connect() as plain:
+        await (await plain.execution_options(isolation_level="AUTOCOMMIT")).execute(text("VACUUM ANALYZE exarq.job"))
+
+    async with work.jobs_engine.connect() as connection:
+        await connection.execute(text(transitions.success_of(held, "1")))
+        scans = text("SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relid = 'exarq.job'::regclass")
+        assert (await connection.execute(scans)).one() == (0, 1)
 
 
 async def test_a_lost_job_is_rolled_back_and_its_connection_serves_the_next(work: Work, engine: AsyncEngine) -> None:
