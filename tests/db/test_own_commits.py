@@ -5,8 +5,10 @@ from __future__ import annotations
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import event, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from tests.db.attempts import kept_by_plain_sqlalchemy, words
 from tests.db.moves import a_held_job
@@ -47,3 +49,33 @@ async def test_an_attempt_keeps_what_plain_sqlalchemy_keeps_and_without_its_toke
         assert await state(engine, held.job_id) == ("succeeded" if committed else "running")
         async with engine.begin() as connection:
             await connection.execute(text("TRUNCATE note"))
+
+
+class Base(DeclarativeBase):
+    """The tables of these jobs."""
+
+
+class Note(Base):
+    """A word that a job writes."""
+
+    __tablename__ = "note"
+
+    word: Mapped[str] = mapped_column(primary_key=True)
+
+
+async def test_what_the_last_commit_itself_cannot_write_is_the_error_that_is_told(
+    work: Work, engine: AsyncEngine
+) -> None:
+    held = await a_held_job(engine)
+
+    def before_commit(session: Session) -> None:
+        session.add(Note(word="twice"))
+
+    async def body(session: AsyncSession) -> None:
+        await session.execute(text("INSERT INTO note VALUES ('twice')"))
+        event.listen(session.sync_session, "before_commit", before_commit)
+
+    with pytest.raises(IntegrityError, match="duplicate key"):
+        await run(work, held, body)
+
+    assert await words(engine) == set()

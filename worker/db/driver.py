@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 
 # As asyncpg's own transactions send them, and SQLAlchemy's through these.
-_ENDS = ("COMMIT;", "ROLLBACK;")
+_COMMIT, _ROLLBACK = "COMMIT;", "ROLLBACK;"
 
 
 class Driver(asyncpg.Connection):
@@ -25,7 +25,8 @@ class Driver(asyncpg.Connection):
 
         Args:
             end: sync code in a greenlet, as of SQLAlchemy.
-            before: SQL without parameters, ended by a semicolon; where it fails, nothing behind it takes place.
+            before: SQL without parameters, ended by a semicolon, for a COMMIT only; where it fails, nothing behind it
+                takes place.
             after: SQL without parameters, outside of the transaction.
 
         """
@@ -43,9 +44,9 @@ class Driver(asyncpg.Connection):
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Execute as asyncpg does, with what is to be taken along."""
-        if self._along is not None and query in _ENDS:
+        if self._along is not None and query in (_COMMIT, _ROLLBACK):
             (before, after), self._along = self._along, None
-            query = f"{before}{query}{after}"
+            query = f"{before if query == _COMMIT else ''}{query}{after}"
         return await super().execute(query, *args, timeout=timeout)
 
 
