@@ -96,16 +96,16 @@ def test_a_pooler_without_a_backend_for_each_slot_is_told(
     exarq: Command, servers: TestServers, database_url: str
 ) -> None:
     found = {}
-    for backends in (15, 14):
+    for backends in (16, 15):
         with a_pooler(servers.admin_url, backends=backends) as pooled:
             url = pooled.set(database=make_url(database_url).database).render_as_string(hide_password=False)
             asked = {"EXARQ_DATABASE_URL": url, "EXARQ_DATABASE_POOLER": "pgbouncer", "EXARQ_WORKER_CONCURRENCY": "5"}
             found[backends] = findings(exarq("doctor", "--json", **asked))["connections"]
 
-    may = "a worker with concurrency 5 may use 15 backends at once"
-    assert found[15] == ("ok", f"{may}, the pooler has them; ")
-    assert found[14][0] == "warning"
-    assert found[14][1].startswith(f"{may}, the pooler had 14 left; raise pgbouncer's default_pool_size")
+    may = "a worker with concurrency 5 may use 16 backends at once"
+    assert found[16] == ("ok", f"{may}, the pooler has them; ")
+    assert found[15][0] == "warning"
+    assert found[15][1].startswith(f"{may}, the pooler had 15 left; raise pgbouncer's default_pool_size")
 
 
 @pytest.mark.parametrize(

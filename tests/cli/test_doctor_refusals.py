@@ -51,7 +51,7 @@ async def test_a_user_without_privileges_or_sight_of_others_is_told_so(
             await connection.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA exarq TO {role}"))
         reads = exarq("doctor", "--json", EXARQ_DATABASE_URL=url)
         async with engine.begin() as connection:
-            tables = "exarq.job, exarq.attempt, exarq.worker, exarq.upkeep"
+            tables = "exarq.job, exarq.attempt, exarq.worker, exarq.upkeep, exarq.schedule"
             await connection.execute(text(f"GRANT INSERT, UPDATE, DELETE ON {tables} TO {role}"))
         writes = exarq("doctor", "--json", EXARQ_DATABASE_URL=url)
     finally:

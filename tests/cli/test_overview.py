@@ -118,6 +118,6 @@ async def test_the_sql_of_the_migrations_makes_what_the_command_would_make(
     assert (already.out, already.code) == ("", 0)
     assert "already at" in already.err
     assert given.out == wanted.out
-    assert "no revision 'nowhere'; this version knows base, 0001, 0003" in unknown.error
+    assert "no revision 'nowhere'; this version knows base, 0001, 0002, 0003" in unknown.error
     assert exarq("db", "current", "--json").json["up_to_date"]
     assert exarq("enqueue", "shop.charge", '{"invoice_id": 1}').code == 0
