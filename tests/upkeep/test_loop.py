@@ -73,6 +73,23 @@ async def test_a_step_is_called_when_it_is_called_for_and_again_until_it_has_no_
     assert [type(event) for event in events] == [StepFailed]
 
 
+async def test_a_step_that_wishes_to_rest_is_called_when_it_is_called_for_meanwhile() -> None:
+    called, stop, calls = asyncio.Event(), asyncio.Event(), 0
+
+    async def step() -> timedelta | None:
+        nonlocal calls
+        calls += 1
+        return HOUR
+
+    loop = asyncio.create_task(when_called(called, "step", step, stop))
+    called.set()
+    await until(lambda: calls == 1, "the step was called")
+    called.set()
+    await until(lambda: calls == 2, "the step was called while it rests")
+    stop.set()
+    await loop
+
+
 async def test_an_error_is_told_and_the_loop_goes_on() -> None:
     stop = asyncio.Event()
     calls = 0

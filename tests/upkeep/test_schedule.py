@@ -381,6 +381,18 @@ async def test_a_worker_ticks_on_time(engine: AsyncEngine, settings: Settings) -
     assert all(timedelta(0) <= one < timedelta(seconds=5) for (one,) in late)
 
 
+async def test_a_worker_whose_next_tick_is_far_sees_one_that_is_made_elsewhere(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    await added(engine)
+    async with a_worker(settings, a_registry()):
+        await until(lambda: _succeeded(engine, 1), "it has ticked, and ticks next in an hour")
+
+        await added(engine, name="made elsewhere")
+
+        await until(lambda: _succeeded(engine, 2), "the other has ticked")
+
+
 async def _succeeded(engine: AsyncEngine, count: int) -> bool:
     return len([one for one in await rows(engine) if one.state == "succeeded"]) >= count
 

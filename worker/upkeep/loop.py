@@ -20,16 +20,18 @@ async def every(interval: timedelta, name: str, step: Step, stop: asyncio.Event)
 
 
 async def when_called(called: asyncio.Event, name: str, step: Step, stop: asyncio.Event) -> None:
-    """Call `step` until `stop`: after as long as it says, else not before it is `called` for."""
+    """Call `step` until `stop`: whenever it is `called` for, and after as long as it says."""
     stopped = asyncio.ensure_future(stop.wait())
+    wait: timedelta | None = None
     try:
         while not stop.is_set():
             asked = asyncio.ensure_future(called.wait())
-            await asyncio.wait({asked, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            rest = None if wait is None else wait.total_seconds()
+            await asyncio.wait({asked, stopped}, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
             asked.cancel()
             called.clear()
-            while not stop.is_set() and (wait := await _tried(name, step)) is not None:
-                await sleep_unless(stop, wait)
+            if not stop.is_set():
+                wait = await _tried(name, step)
     finally:
         stopped.cancel()
 
