@@ -28,6 +28,7 @@ from worker.flow.schedules import (
     resume_schedule,
     run_schedule,
 )
+from worker.testing import frozen_clock
 
 Sessions = async_sessionmaker[AsyncSession]
 WORD = {"word": "x"}
@@ -108,6 +109,18 @@ async def test_a_schedule_is_paused_resumed_and_removed(sessions: Sessions) -> N
     assert paused.paused_at is not None
     assert again == paused
     assert resumed == unchanged == made
+
+
+async def test_a_tick_that_has_had_its_job_does_not_come_again_after_a_pause(sessions: Sessions) -> None:
+    with frozen_clock() as clock:
+        async with sessions.begin() as session:
+            made = await add_schedule(session, note, WORD, every=1.5)
+        clock.move_to(made.next_at + timedelta(milliseconds=100))
+        async with sessions.begin() as session:
+            await pause_schedule(session, made.name)
+            resumed = await resume_schedule(session, made.name)
+
+    assert resumed.next_at == made.next_at + timedelta(seconds=1.5)
 
 
 async def test_a_job_that_is_run_by_hand_is_due_at_once_and_the_ticks_stay(

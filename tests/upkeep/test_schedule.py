@@ -54,7 +54,7 @@ async def added(engine: AsyncEngine, overdue: timedelta = SECOND, /, **columns: 
     given = Schedule.of(**{**EVERY_HOUR, **columns.pop("schedule", {})})
     assert given is not None
     async with engine.begin() as connection:
-        now = await connection.run_sync(schedules.now)
+        now = await connection.run_sync(schedules.since_now)
         values: dict[str, Any] = {
             "name": "s",
             "job": "tests.nightly",

@@ -63,9 +63,14 @@ class Look:
 
 
 def now(connection: Connection) -> datetime:
-    """What time it is, in whole seconds: a schedule that is made now ticks at such."""
-    found: datetime = connection.execute(select(func.date_trunc("second", _NOW))).scalar_one()
+    """What time it is."""
+    found: datetime = connection.execute(select(_NOW)).scalar_one()
     return found
+
+
+def since_now(connection: Connection) -> datetime:
+    """What time it is, in whole seconds: a schedule that is made now ticks at such."""
+    return now(connection).replace(microsecond=0)
 
 
 def find(connection: Connection, names: Collection[str] | None = None, *, lock: bool = False) -> list[Scheduled]:

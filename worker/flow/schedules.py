@@ -87,7 +87,7 @@ def add_schedule(
         raise ArgumentsInvalid(f"{name}: say when: by cron, such as '0 3 * * *', or by every, such as 300 seconds")
     connection = session.connection(bind_arguments={"mapper": Job})
     with schema_needed():
-        since = schedules.now(connection)
+        since = schedules.since_now(connection)
         given = dict(args or {})
         scheduled = Scheduled(
             name, definition.name, given, queue, priority, False, schedule, since, schedule.after(since, since)

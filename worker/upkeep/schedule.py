@@ -122,7 +122,7 @@ def synchronise(connection: Connection, declared: dict[str, Schedule]) -> None:
     ticks only where a worker does.
     """
     stand = {one.name: one for one in schedules.find(connection, declared)}
-    since = schedules.now(connection)
+    since = schedules.since_now(connection)
     for name, schedule in declared.items():
         present = stand.get(name)
         if present is None or (present.declared and present.schedule != schedule):
