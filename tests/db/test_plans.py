@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from itertools import product
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.db.plans import HOT, MODES, MOST_SORTED, Hot, Mode, Rows, fill, plans_of
+from worker.db import schedules
 from worker.db.engine import processor_engine
 
 pytestmark = pytest.mark.leaves_running
@@ -89,3 +91,14 @@ async def test_a_plan_that_a_worker_keeps_from_an_empty_table_is_by_an_index(pro
     for hot in HOT:
         if hot.by == "worker":
             await _by_its_index(processor, hot, "generic")
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_look_at_the_clock_reads_no_schedule_that_ticks_later(mode: Mode, processor: AsyncEngine) -> None:
+    look = partial(schedules.look, declared=["tests.noop"], known=["tests.noop"], within=timedelta(seconds=6))
+
+    (plan,) = await plans_of(processor, mode, lambda connection: connection.run_sync(look))
+
+    (read,) = [node for node in plan.nodes if node.get("Relation Name") == "schedule"]
+    assert read.get("Index Name") == "schedule_next", plan
+    assert "next_at <=" in read.get("Index Cond", ""), plan

@@ -362,6 +362,54 @@ async def test_a_tick_that_this_workers_code_cannot_make_stays_due_and_keeps_no_
     assert len(await rows(engine)) == 1
 
 
+async def test_a_tick_whose_key_somebody_just_takes_keeps_no_other_from_ticking(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    blocked = await added(engine, 2 * SECOND, name="blocked", schedule={"overlap": "skip"})
+    await added(engine)
+    hurried = settings.database.model_copy(update={"statement_timeout": SECOND})
+
+    async with (
+        a_work(settings.model_copy(update={"database": hurried}), a_registry()) as work,
+        engine.begin() as holder,
+        heard() as told,
+    ):
+        arguments = "'tests.nightly', key => 'schedule blocked'"
+        await holder.execute(text(f"SELECT exarq.enqueue({arguments})"))
+        await Ticker(work).tick()
+        await holder.rollback()
+
+    assert [one.schedule for one in told if isinstance(one, TickFailed)] == ["blocked"]
+    assert (await found(engine, "blocked")).next_at == blocked.next_at
+    assert len(await rows(engine)) == 1
+
+
+async def test_a_page_of_ticks_that_cannot_be_made_keeps_none_behind_it_from_ticking(
+    engine: AsyncEngine, work: Work
+) -> None:
+    for number in range(schedules.MOST_AT_ONCE):
+        await added(engine, 2 * SECOND, name=f"misfit {number}", args={"words": 3})
+    await added(engine)
+
+    wait = await Ticker(work).tick()
+
+    assert len(await rows(engine)) == 1
+    assert wait is not None
+    assert wait > timedelta(0)
+
+
+async def test_a_page_of_ticks_that_are_not_due_yet_is_waited_for(engine: AsyncEngine, settings: Settings) -> None:
+    for number in range(schedules.MOST_AT_ONCE):
+        await added(engine, -timedelta(seconds=100), name=f"s{number}")
+    patient = settings.worker.model_copy(update={"sweep": timedelta(seconds=60)})
+
+    async with a_work(settings.model_copy(update={"worker": patient}), a_registry()) as work:
+        wait = await Ticker(work).tick()
+
+    assert wait is not None
+    assert wait > timedelta(seconds=10)
+
+
 async def test_a_removed_schedule_does_not_tick(engine: AsyncEngine, work: Work) -> None:
     await added(engine)
     async with AsyncSession(engine) as session, session.begin():

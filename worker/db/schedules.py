@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, Table, and_, case, delete, func, or_, select, update
+from sqlalchemy import Connection, Row, Table, and_, case, delete, func, or_, select, true, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from worker.core.schedule import Schedule
@@ -56,10 +56,15 @@ class Scheduled:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The schedules that tick soon, in order, and what time it is."""
+    """The schedules that tick soon, in order, `MOST_AT_ONCE` at the most, and what time it is."""
 
     now: datetime
     soon: list[Scheduled]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether behind these there may be more that are due."""
+        return len(self.soon) == MOST_AT_ONCE and self.soon[-1].next_at <= self.now
 
 
 def now(connection: Connection) -> datetime:
@@ -83,22 +88,41 @@ def find(connection: Connection, names: Collection[str] | None = None, *, lock: 
     return [_read(row) for row in connection.execute(query)]
 
 
-def look(connection: Connection, *, declared: Collection[str], known: Collection[str], within: timedelta) -> Look:
-    """What ticks within this time, of those that this worker's code declares, and of those added for jobs it knows."""
+def look(
+    connection: Connection,
+    *,
+    declared: Collection[str],
+    known: Collection[str],
+    within: timedelta,
+    behind: Scheduled | None = None,
+) -> Look:
+    """What ticks within this time, of those that this worker's code declares, and of those added for jobs it knows.
+
+    Args:
+        connection: where to look.
+        declared: the names of the schedules that the code declares.
+        known: the names of the jobs that it knows.
+        within: how far to look.
+        behind: the last one of the page before.
+
+    """
     ours = or_(
         and_(ScheduleRow.declared, ScheduleRow.name.in_(declared)),
         and_(~ScheduleRow.declared, ScheduleRow.job.in_(known)),
     )
+    until = func.statement_timestamp() + within  # by the index, as clock_timestamp() could not
+    place = tuple_(ScheduleRow.next_at, ScheduleRow.name)
     soon = (
         select(_TABLE)
-        .where(ScheduleRow.paused_at.is_(None), ScheduleRow.next_at <= _NOW + within, ours)
-        .order_by(ScheduleRow.next_at)
+        .where(ScheduleRow.paused_at.is_(None), ScheduleRow.next_at <= until, ours)
+        .where(place > tuple_(behind.next_at, behind.name) if behind else true())
+        .order_by(ScheduleRow.next_at, ScheduleRow.name)
         .limit(MOST_AT_ONCE)
         .subquery()
     )
     clock = select(_NOW.label("now")).subquery()
-    both = clock.outerjoin(soon, soon.c.name.is_not(None))
-    found = connection.execute(select(clock.c.now, soon).select_from(both).order_by(soon.c.next_at)).all()
+    both = clock.outerjoin(soon, true())
+    found = connection.execute(select(clock.c.now, soon).select_from(both).order_by(soon.c.next_at, soon.c.name)).all()
     return Look(found[0].now, [_read(row) for row in found if row.name is not None])
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import random
 import time
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.core.errors import ExarqError
 from worker.core.schedule import Schedule
 from worker.db import schedules
-from worker.db.schedules import MOST_AT_ONCE, Look, Scheduled
+from worker.db.failures import is_away
+from worker.db.schedules import Look, Scheduled
 from worker.db.send import once
 from worker.db.turns import CLOCK
 from worker.flow.enqueue import enqueue_many
@@ -55,40 +56,46 @@ class Ticker:
 
     async def tick(self) -> timedelta | None:
         """Take each tick that is due; returns how long to wait for the next one, None where a sweep sees it in time."""
-        sweep, looked = self._work.settings.worker.sweep, time.monotonic()
         await self.synchronise()
         if not self._synchronised:
-            return sweep
-        seen = await once(self._work.processor, lambda connection: connection.run_sync(self._look, 2 * sweep))
-        waits = []
-        for scheduled in seen.soon:
-            due = scheduled.next_at <= seen.now
-            waits.append(await self._take(scheduled, seen.now) if due else scheduled.next_at - seen.now)
-        if not waits:
+            return self._work.settings.worker.sweep
+        again: list[datetime] = []
+        seen: Look | None = None
+        looked = 0.0
+        while seen is None or seen.goes_on:
+            looked = time.monotonic()
+            seen = await self._look(seen.soon[-1] if seen else None)
+            again += [await self._take(scheduled, seen.now) for scheduled in seen.soon]
+        if not again:
             return None
         passed = timedelta(seconds=time.monotonic() - looked)
-        if len(seen.soon) == MOST_AT_ONCE:
-            return timedelta(0)
-        return max(min(waits) - passed, timedelta(0)) + random.random() * _SPREAD  # noqa: S311 — no secret
+        return max(min(again) - seen.now - passed, timedelta(0)) + random.random() * _SPREAD  # noqa: S311 — no secret
 
     async def _synchronise(self) -> None:
         if not self._synchronised:
             await once(self._work.processor, lambda connection: connection.run_sync(synchronise, self._declared))
             self._synchronised = True
 
-    def _look(self, connection: Connection, within: timedelta) -> Look:
-        known = self._work.registry.names()
-        return schedules.look(connection, declared=list(self._declared), known=known, within=within)
+    async def _look(self, behind: Scheduled | None) -> Look:
+        within, known = 2 * self._work.settings.worker.sweep, self._work.registry.names()
+        look = partial(schedules.look, declared=list(self._declared), known=known, within=within, behind=behind)
+        return await once(self._work.processor, lambda connection: connection.run_sync(look))
 
-    async def _take(self, scheduled: Scheduled, now: datetime) -> timedelta:
-        """Take what is due of one schedule; returns how long after `now` to look at it again."""
+    async def _take(self, scheduled: Scheduled, now: datetime) -> datetime:
+        """Take what is due of one schedule; returns when to look at it again."""
+        if scheduled.next_at > now:
+            return scheduled.next_at
         try:
             next_at = scheduled.schedule.after(now, scheduled.since)
             taken = await take(self._work, scheduled, now, next_at)
-        except (ExarqError, ValueError) as error:  # the code has changed since the schedule was made
+        except (
+            Exception
+        ) as error:  # the code has changed since, or somebody holds the key: the others tick all the same
+            if is_away(error):
+                raise
             emit(TickFailed(schedule=scheduled.name, error=f"{type(error).__name__}: {error}"))
-            return self._work.settings.worker.sweep
-        return next_at - now if taken else _AFTER_ANOTHER
+            return now + self._work.settings.worker.sweep
+        return next_at if taken else now + _AFTER_ANOTHER
 
 
 async def take(work: Work, scheduled: Scheduled, now: datetime, next_at: datetime) -> bool:
