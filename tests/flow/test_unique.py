@@ -463,6 +463,14 @@ async def test_however_often_a_job_is_replaced_it_is_due_within_the_longest_dela
     assert last.run_at == last.first_due_at == first.enqueued_at + timedelta(seconds=90)
 
 
+async def test_a_job_is_due_within_the_longest_delay_also_where_it_replaces_none(
+    engine: AsyncEngine, sessions: Sessions
+) -> None:
+    made = await row(engine, (await place(sessions, delay=3600, on_conflict="replace", longest_delay=90)).id)
+
+    assert made.run_at == made.first_due_at == made.enqueued_at + timedelta(seconds=90)
+
+
 def test_a_longest_delay_bounds_only_what_replaces() -> None:
     with pytest.raises(ArgumentsInvalid, match="longest_delay bounds what on_conflict='replace' puts off"):
         BILL.options(key="k", longest_delay=90)

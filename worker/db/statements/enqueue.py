@@ -31,7 +31,7 @@ PLACED: dict[str, Any] = {
     "expires_at": DateTime(timezone=True),
 }
 _PLAIN: dict[str, Any] = {"id": Uuid, "name": Text, "queue": Text, "args": Text}
-_FULL: dict[str, Any] = {**_PLAIN, **PLACED, "key": Text, "scope": Text, "lasts": Interval}
+_FULL: dict[str, Any] = {**_PLAIN, **PLACED, "key": Text, "scope": Text, "lasts": Interval, "longest": Interval}
 
 
 def given_calls(columns: dict[str, Any]) -> Any:
@@ -56,11 +56,13 @@ def told(table: Any) -> list[Any]:
 def _enqueue_statement(columns: dict[str, Any]) -> Any:
     given = given_calls(columns)
     # Not now(): that is the start of the transaction, and a follow-up's delay counts from here.
-    now = func.clock_timestamp()
-    due: Any = func.coalesce(given.c.at, now + given.c.delay)
+    now: Any = func.clock_timestamp()
     if columns is _FULL:  # one look at the clock, for a deadline counts from the due time
-        given = select(*given.c, due.label("due")).subquery("placed")
-        due = given.c.due
+        given = select(*given.c, now.label("moment")).subquery("placed")
+        now = given.c.moment
+    due: Any = func.coalesce(given.c.at, now + given.c.delay)
+    if columns is _FULL:
+        due = func.least(due, now + given.c.longest)  # which leaves out what is null: no bound
     values: dict[str, Any] = {
         "id": given.c.id,
         "name": given.c.name,
