@@ -31,8 +31,8 @@ class Schedule:
         cron: an expression of five fields, by the clocks of `timezone`; or None, and then `every` is given.
         timezone: a name such as Europe/Berlin.
         every: the time between two ticks, at least a second; the first comes so long after the schedule was made.
-        catch_up: what a tick that was missed by more than `MISSED_AFTER` gets: "skip" no job, "last" the last of them
-            one, "all" each one, but `MOST_CAUGHT_UP` at the most.
+        catch_up: what ticks get that nobody made before the next one came: "last" the last of them a job, "skip" that
+            one only if it was missed by no more than `MISSED_AFTER`, "all" each one, `MOST_CAUGHT_UP` at the most.
         overlap: with "skip" a tick gets no job while the one of an earlier tick waits or runs, so of those that were
             missed only the last gets one.
 

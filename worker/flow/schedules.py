@@ -61,8 +61,8 @@ def add_schedule(
         cron: five fields, by the clocks of `timezone`; or else `every`.
         timezone: a name such as Europe/Berlin; without one, UTC.
         every: seconds, or a timedelta, between two ticks, at least one second.
-        catch_up: what ticks get that were missed: "skip" no job, "last" (the default) the last of them one, "all" each
-            one, but a thousand at the most.
+        catch_up: what ticks get that no worker made before the next one came: "last" (the default) the last of them a
+            job, "skip" that one only if it is not a minute old, "all" each one, but a thousand at the most.
         overlap: "skip": no job while the one of an earlier tick waits or runs; "allow" is the default.
         queue: another queue than the definition's.
         priority: another priority.
