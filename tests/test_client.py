@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from arq.connections import ArqRedis
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.broker.listeners import listening
@@ -14,6 +15,7 @@ from worker.client import Client
 from worker.core.errors import ResultTimeout, UnknownJob
 from worker.db import reads
 from worker.db.ids import uuid7
+from worker.flow.enqueue import enqueue
 from worker.settings import Settings
 
 
@@ -62,3 +64,17 @@ async def test_a_client_enqueues_by_name_in_a_transaction_of_its_own(engine: Asy
     assert (stored.args, stored.priority) == ({"word": "a"}, 2)
     async with engine.connect() as connection:
         assert (await connection.execute(text("SELECT count(*) FROM exarq.job"))).scalar() == 1
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+async def test_what_a_client_sent_stands_in_its_errors_only_where_the_settings_say_so(
+    hidden: bool, engine: AsyncEngine, settings: Settings
+) -> None:
+    database = settings.database.model_copy(update={"hide_parameters": hidden})
+
+    async with Client(settings.model_copy(update={"database": database})) as client, client.sessions() as session:
+        await session.execute(text("SET TRANSACTION READ ONLY"))
+        with pytest.raises(DBAPIError) as refused:
+            await enqueue(session, "tests.by_client", {"word": "a secret"})
+
+    assert ("a secret" in str(refused.value)) is not hidden

@@ -55,7 +55,11 @@ class Client:
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        self.engine = create_async_engine(database_url(settings), connect_args=through(settings.database.pooler))
+        self.engine = create_async_engine(
+            database_url(settings),
+            connect_args=through(settings.database.pooler),
+            hide_parameters=settings.database.hide_parameters,
+        )
         self._opened.push_async_callback(self.engine.dispose)
         self.publisher = self._publisher or Publisher.from_settings(settings)
         self._opened.push_async_callback(self.publisher.close)

@@ -73,7 +73,7 @@ class DatabaseSettings(Section):
         None, description="pgbouncer where the address leads to one in transaction mode"
     )
     hide_parameters: bool = Field(
-        True, description="whether errors of the jobs' statements leave out the values that were sent; true or false"
+        True, description="whether errors of a job's or a Client's statements leave out the values sent; true or false"
     )
     sessions: ObjectName | None = Field(
         None, description="module:function that makes the session factory of the jobs from the address"
