@@ -143,6 +143,7 @@ HOT: Final = [
     Hot("reconcile's first page", lambda c: reads.waiting(c, after=None, horizon=_SOON, limit=1_000), "job_waiting"),
     Hot("reconcile's later page", later_page, "job_waiting"),
     Hot("coming due", lambda c: reads.coming_due(c, timedelta(seconds=2), limit=1_000), "job_waiting"),
+    Hot("what was told by SQL", lambda c: reads.waiting_among(c, _IDS, horizon=_SOON), "job_pkey"),
     Hot("succeed", _sync(transitions.succeed, _HELD[0], "1"), "job_pkey", "session"),
     Hot("hold", _sync(transitions.hold, _HELD[0]), "job_pkey", "session"),
     Hot("has it succeeded", lambda c: reads.has_succeeded_with(c, _HELD[0]), "job_pkey"),

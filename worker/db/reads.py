@@ -37,7 +37,7 @@ from sqlalchemy.orm import selectinload
 
 from worker.core.blame import SUSPECT_FROM
 from worker.core.states import JobState
-from worker.db.models import Installation, Job, ScheduleRow, Upkeep, Worker, constant
+from worker.db.models import Installation, Job, ScheduleRow, Upkeep, Worker, constant, stands_in
 from worker.db.transitions import Held
 from worker.db.turns import CLOCK, WALK, Position
 
@@ -184,20 +184,18 @@ class Waiting:
     priority: int
 
 
+_DUE_SOON = Job.run_at <= func.statement_timestamp() + bindparam("horizon", type_=Interval)
+_A_WAITING = select(
+    Job.id,
+    Job.name,
+    Job.queue,
+    cast(func.extract("epoch", Job.run_at - func.statement_timestamp()), Float),
+    Job.enqueued_at,
+    Job.run_at,
+    Job.priority,
+)
 _WAITING = (
-    select(
-        Job.id,
-        Job.name,
-        Job.queue,
-        cast(func.extract("epoch", Job.run_at - func.statement_timestamp()), Float),
-        Job.enqueued_at,
-        Job.run_at,
-        Job.priority,
-    )
-    .where(
-        Job.state == constant(JobState.QUEUED),
-        Job.run_at <= func.statement_timestamp() + bindparam("horizon", type_=Interval),
-    )
+    _A_WAITING.where(Job.state == constant(JobState.QUEUED), _DUE_SOON)
     .order_by(Job.run_at, Job.id)
     .limit(bindparam("limit", type_=Integer))
 )
@@ -205,15 +203,15 @@ _WAITING_AFTER = _WAITING.where(
     tuple_(Job.run_at, Job.id)
     > tuple_(bindparam("after_run_at", type_=DateTime(timezone=True)), bindparam("after_id", type_=Uuid))
 )
-
-
-_WAITING_AMONG = _WAITING.where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
+_WAITING_AMONG = _A_WAITING.where(
+    Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))), stands_in(JobState.QUEUED), _DUE_SOON
+)
 _COMING_DUE = _WAITING.where(Job.run_at > func.statement_timestamp() - bindparam("horizon", type_=Interval))
 
 
 async def waiting_among(connection: AsyncConnection, ids: Sequence[UUID], *, horizon: timedelta) -> list[Waiting]:
     """Those of these jobs that wait and are due within `horizon`."""
-    rows = await connection.execute(_WAITING_AMONG, {"ids": list(ids), "horizon": horizon, "limit": len(ids)})
+    rows = await connection.execute(_WAITING_AMONG, {"ids": list(ids), "horizon": horizon})
     return [Waiting(*row) for row in rows]
 
 
