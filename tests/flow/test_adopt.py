@@ -83,3 +83,26 @@ async def test_what_a_claim_has_hidden_is_not_taken_for_deferred(
 
         assert await adopted(engine) == ["late"]
         assert await redis.exists(PAYLOAD_PREFIX + "late")
+
+
+async def test_what_was_adopted_early_is_not_adopted_round_after_round(
+    redis: ArqRedis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = transitions.adopt
+
+    async def counting(connection: AsyncConnection, arrays: Any) -> Any:
+        asked.append(len(arrays["ids"]))
+        return await real(connection, arrays)
+
+    monkeypatch.setattr(transitions, "adopt", counting)
+    async with a_stock_pool(str(settings.redis.url)) as pool, a_work(settings) as work:
+        for number in range(5):
+            await pool.enqueue_job("later", _job_id=f"late {number}", _defer_by=timedelta(hours=1))
+        before = await hints(redis)
+        early = EarlyAdoption(work, work.context["redis"], Availability(redis))
+        for _ in range(3):
+            await early.step()
+
+        assert asked == [5]
+        assert await hints(redis) == before

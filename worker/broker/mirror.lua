@@ -22,10 +22,15 @@ if ARGV[3] == 'ended' then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local again = now + ARGV[4]
 if ARGV[3] == 'runs' then
   redis.call('SET', KEYS[3], 1, 'PX', ARGV[5])
 else
   redis.call('DEL', KEYS[3])
+  local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
+  if score and math.abs(tonumber(score) - again) < 1000 then
+    return 1 -- a score that stays tells early adoption that it knows this one
+  end
 end
-redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[4]), ARGV[1])
+redis.call('ZADD', KEYS[1], string.format('%.0f', again), ARGV[1])
 return 1
