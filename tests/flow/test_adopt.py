@@ -106,3 +106,16 @@ async def test_what_was_adopted_early_is_not_adopted_round_after_round(
 
         assert asked == [5]
         assert await hints(redis) == before
+
+
+async def test_deferred_jobs_are_not_kept_waiting_by_the_many_that_are_due(
+    engine: AsyncEngine, redis: ArqRedis, settings: Settings
+) -> None:
+    async with a_stock_pool(str(settings.redis.url)) as pool, a_work(settings) as work:
+        await redis.zadd(queue_key("default"), {f"due {number}": 1 for number in range(5_000)})
+        await pool.enqueue_job("later", _job_id="late", _defer_by=timedelta(hours=1))
+        early = EarlyAdoption(work, work.context["redis"], Availability(redis))
+
+        await early.step()
+
+        assert await adopted(engine) == ["late"]

@@ -105,10 +105,12 @@ async def mirror(redis: ArqRedis, said: Iterable[Said], *, silence: timedelta) -
 _PREFIXES: Final = (PAYLOAD_PREFIX, in_progress_key_prefix, result_key_prefix, retry_key_prefix)
 
 
-async def coming(redis: ArqRedis, queue: str, cursor: int, *, count: int) -> tuple[int, list[tuple[bytes, float]]]:
-    """About `count` ids of a queue with their scores, and where to go on; 0 when the walk is at its end."""
-    following, page = await redis.zscan(queue_key(queue), cursor, count=count)
-    return int(following), list(page)
+async def due_after(
+    redis: ArqRedis, queue: str, moment_ms: float, *, skip: int, count: int
+) -> list[tuple[bytes, float]]:
+    """The ids of a queue that are due after this moment, first by due time, each with its score."""
+    page = await redis.zrangebyscore(queue_key(queue), f"({moment_ms:.0f}", "+inf", skip, count, withscores=True)
+    return list(page)
 
 
 def _ms(duration: timedelta) -> int:

@@ -17,40 +17,43 @@ from worker.flow.availability import Availability
 from worker.flow.work import Work
 
 _PAGE: Final = 1_000
+_BETWEEN_PAGES: Final = timedelta(milliseconds=200)
 _REMEMBERED: Final = 100_000
 
 
 class EarlyAdoption:
-    """Walks the ids that wait in the worker's queues, a page at each step, round and round."""
+    """Walks the deferred ids in the worker's queues, a page at each step, round and round."""
 
     def __init__(self, work: Work, redis: ArqRedis, availability: Availability) -> None:
         self._work = work
         self._redis = redis
         self._availability = availability
         self._queues = list(work.settings.worker.queues)
-        self._cursor = 0
+        self._walked = 0
         self._known: set[tuple[bytes, float]] = set()
 
     async def step(self) -> timedelta | None:
-        """Look at one page; returns that there is no rest while new ones are found, else None: rest as usual."""
+        """Look at one page; returns that there is little rest before the next one, none after news, else None."""
         if self._availability.away:
             return None
         queue = self._queues[0]
         try:
-            self._cursor, page = await stock.coming(self._redis, queue, self._cursor, count=_PAGE)
-            found = await self._adopt(queue, await self._deferred(page))
+            page = await stock.due_after(self._redis, queue, await self._latest(), skip=self._walked, count=_PAGE)
+            found = await self._adopt(queue, {raw: score for raw, score in page if (raw, score) not in self._known})
         except UNREACHABLE as error:
             self._availability.lost(error)
             return None
-        if self._cursor == 0:
+        if len(page) < _PAGE:
+            self._walked = 0
             self._queues.append(self._queues.pop(0))
-        return timedelta(0) if found and self._cursor else None
+            return None
+        self._walked += len(page)
+        return timedelta(0) if found else _BETWEEN_PAGES
 
-    async def _deferred(self, page: list[tuple[bytes, float]]) -> dict[bytes, float]:
-        """Those of a page that neither we have put so late nor a claim has hidden, and that are not known here."""
+    async def _latest(self) -> float:
+        """The latest that we put an id of our own, or that a claim hides one, in milliseconds by Redis' clock."""
         soon = HORIZON + self._work.settings.worker.lease
-        latest = await stock.now_ms(self._redis) + soon / timedelta(milliseconds=1)
-        return {raw: score for raw, score in page if score > latest and (raw, score) not in self._known}
+        return await stock.now_ms(self._redis) + soon / timedelta(milliseconds=1)
 
     async def _adopt(self, queue: str, scores: dict[bytes, float]) -> int:
         if not scores:
