@@ -6,7 +6,7 @@
 -- ARGV[3] 'waits', 'runs' or 'ended'
 -- ARGV[4] in how long its id comes up in the queue again, or how long its result is kept (ms)
 -- ARGV[5] how long it is in progress without another word (ms), or its result, '' for none
--- returns 1, or 0 where a later enqueue has the id
+-- returns 1, or 0 where a later enqueue has the id, or where the end was told before
 local there = redis.call('GET', KEYS[2])
 if there and there ~= ARGV[2] then
   return 0
@@ -19,6 +19,10 @@ if ARGV[3] == 'ended' then
   redis.call('ZREM', KEYS[6], ARGV[1])
   redis.call('ZREM', KEYS[1], ARGV[1])
   return 1
+end
+-- This may come late: the end, which somebody else has told meanwhile, takes the payload and leaves a result.
+if ARGV[2] ~= '' and not there or ARGV[2] == '' and redis.call('EXISTS', KEYS[4]) == 1 then
+  return 0
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

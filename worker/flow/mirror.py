@@ -177,7 +177,8 @@ class Mirror:
             return None
         if job.has_ended:
             if payload is None and self._ends_said.get(job.id) == job.attempt:
-                return None  # a quick job's beginning and its end are told of one after the other
+                # A quick job's beginning and its end are told of one after the other; the result has its arguments.
+                return Said(job.arq_id, job.queue, None, "ended")
             known = enqueued if isinstance(enqueued, Enqueued) else None
             result = self.payloads.result(seen.format, **_ended(job, known))
             return Said(job.arq_id, job.queue, payload, "ended", RESULT_KEPT, result)
