@@ -24,6 +24,7 @@ from worker.broker.connection import connect
 from worker.broker.hints import Owner, owner_of, parse_id
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key
 from worker.broker.payloads import Enqueued
+from worker.broker.stock import RESULT_KEPT
 from worker.core.errors import SettingsError
 from worker.core.registry import default_registry, load_modules
 from worker.core.states import FINAL, JobState
@@ -164,7 +165,7 @@ class OneByOne:
             work.processor, lambda connection: adopt(work, self._redis, connection, self._queue, {arq_id: score})
         )
         at = self._payloads.read(payload).at if payload is not None else None
-        found = await once(work.processor, partial(adopted.by_enqueue, enqueues=[(arq_id, at)]))
+        found = await once(work.processor, partial(adopted.by_enqueue, enqueues=[(arq_id, at)], told_for=RESULT_KEPT))
         return found[arq_id].id if arq_id in found else None
 
     async def _claim(self, work: Work, job_id: UUID) -> list[Run]:

@@ -9,11 +9,14 @@ import pytest
 from arq.connections import ArqRedis
 from arq.constants import result_key_prefix
 from arq.jobs import Job
+from arq.worker import JobExecutionFailed
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.arq_clients import a_stock_pool
-from tests.support import a_worker, hints, until
+from tests.support import a_worker, hints, run_all, until
 from worker.broker import stock
-from worker.broker.keys import queue_key
+from worker.broker.keys import PAYLOAD_PREFIX, queue_key
 from worker.broker.stock import RESULT_KEPT, Said
 from worker.core.context import JobContext
 from worker.core.registry import Registry
@@ -73,6 +76,23 @@ async def test_an_id_that_comes_up_again_after_its_end_leaves_the_queue(
     info = await job.result_info()
     assert info is not None
     assert (info.args, info.result) == (("x",), "x")
+
+
+async def test_a_later_enqueue_that_has_expired_is_not_told_the_result_of_an_earlier_one(
+    engine: AsyncEngine, redis: ArqRedis, pool: ArqRedis, settings: Settings, registry: Registry
+) -> None:
+    await enqueued(pool, "yesterday")
+    await run_all(settings, registry)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE exarq.job SET finished_at = now() - interval '1 day'"))
+    await redis.delete(f"{result_key_prefix}daily")
+    job = await enqueued(pool, "today")
+    await redis.delete(f"{PAYLOAD_PREFIX}daily")  # as `_expires` has it
+
+    await run_all(settings, registry)
+
+    with pytest.raises(JobExecutionFailed, match="job expired"):
+        await job.result(timeout=30, poll_delay=0.02)
 
 
 async def _is_empty(redis: ArqRedis) -> bool:

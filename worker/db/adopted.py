@@ -8,7 +8,22 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, Interval, Text, Uuid, any_, bindparam, cast, func, or_, select, text, true
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Interval,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    cast,
+    func,
+    or_,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.core.states import FINAL, JobState
@@ -64,7 +79,16 @@ _given = given_rows(("of_arq_id", Text), ("of_arq_enqueued", BigInteger))
 _that_enqueue = (
     _STANDS.where(
         Job.arq_id == _given.c.of_arq_id,
-        or_(_given.c.of_arq_enqueued.is_(None), Job.arq_enqueued == _given.c.of_arq_enqueued),
+        or_(
+            Job.arq_enqueued == _given.c.of_arq_enqueued,
+            and_(
+                _given.c.of_arq_enqueued.is_(None),
+                or_(
+                    Job.finished_at.is_(None),
+                    Job.finished_at > func.statement_timestamp() - bindparam("told_for", type_=Interval),
+                ),
+            ),
+        ),
     )
     .order_by(Job.arq_enqueued.desc())
     .limit(1)
@@ -78,10 +102,20 @@ async def by_id(connection: AsyncConnection, ids: Collection[UUID]) -> list[Adop
     return _adopted(await connection.execute(_BY_ID, {"ids": list(ids)}))
 
 
-async def by_enqueue(connection: AsyncConnection, enqueues: Sequence[tuple[str, int | None]]) -> dict[str, Adopted]:
-    """The job of each ARQ id and enqueue time that was adopted; of an id without a time, the latest."""
+async def by_enqueue(
+    connection: AsyncConnection, enqueues: Sequence[tuple[str, int | None]], *, told_for: timedelta
+) -> dict[str, Adopted]:
+    """The job of each ARQ id and enqueue time that was adopted.
+
+    Args:
+        connection: to ask on.
+        enqueues: the ids; without a time, the latest job is meant, unless it has ended so long ago that it is not.
+        told_for: for how long ARQ's clients are told of what has ended.
+
+    """
     given = {"of_arq_id": [id_ for id_, _ in enqueues], "of_arq_enqueued": [time for _, time in enqueues]}
-    return {one.arq_id: one for one in _adopted(await connection.execute(_BY_ENQUEUE, given))}
+    found = await connection.execute(_BY_ENQUEUE, {**given, "told_for": told_for})
+    return {one.arq_id: one for one in _adopted(found)}
 
 
 def _adopted(rows: Any) -> list[Adopted]:

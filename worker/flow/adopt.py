@@ -70,7 +70,7 @@ async def adopt(
     if new:
         emit(JobsAdopted(jobs=tuple(new)))
     enqueues = [(one.arq_id, read[one.arq_id].at if one.arq_id in read else None) for one in seen]
-    jobs = await adopted.by_enqueue(connection, enqueues)
+    jobs = await adopted.by_enqueue(connection, enqueues, told_for=RESULT_KEPT)
     for one in seen:
         if one.abort_asked and one.arq_id in jobs and not jobs[one.arq_id].has_ended:
             await work.mirror.abort(jobs[one.arq_id])
