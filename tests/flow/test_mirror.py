@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
 from arq.connections import ArqRedis
-from arq.constants import result_key_prefix
-from arq.jobs import Job
+from arq.constants import in_progress_key_prefix, result_key_prefix
+from arq.jobs import Job, JobStatus
 from arq.worker import JobExecutionFailed
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.arq_clients import a_stock_pool
-from tests.support import a_worker, hints, run_all, until
+from tests.support import a_worker, hints, payload_ids, run_all, until
 from worker.broker import stock
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key
 from worker.broker.stock import RESULT_KEPT, Said
@@ -93,6 +94,33 @@ async def test_a_later_enqueue_that_has_expired_is_not_told_the_result_of_an_ear
 
     with pytest.raises(JobExecutionFailed, match="job expired"):
         await job.result(timeout=30, poll_delay=0.02)
+
+
+@pytest.mark.hasty
+async def test_a_job_that_runs_through_a_wipe_is_in_progress_again(
+    redis: ArqRedis, pool: ArqRedis, settings: Settings
+) -> None:
+    go_on = asyncio.Event()
+
+    async def waits(ctx: JobContext, word: str) -> str:
+        await go_on.wait()
+        return word
+
+    registry = Registry()
+    registry.register(JobFunction(waits, name="echo"))
+    job = await enqueued(pool, "x")
+    async with a_worker(settings, registry):
+        await until(lambda: _is(job, JobStatus.in_progress), "it is in progress")
+        await redis.delete(queue_key("default"), *(p + "daily" for p in (PAYLOAD_PREFIX, in_progress_key_prefix)))
+        await until(lambda: _is(job, JobStatus.in_progress), "it is in progress again", 10)
+        go_on.set()
+        assert await job.result(timeout=30, poll_delay=0.02) == "x"
+
+    assert await payload_ids(redis) == set()
+
+
+async def _is(job: Job, status: JobStatus) -> bool:
+    return await job.status() is status
 
 
 async def _is_empty(redis: ArqRedis) -> bool:

@@ -1,8 +1,8 @@
 """Mirror: what plain ARQ's clients look at in Redis says how the rows of adopted jobs stand.
 
 PostgreSQL is the truth here, too: each word is made from the row, so it may be said again, late or by another worker.
-An adopted job's ARQ id stays in the queue until the job has ended, and comes up again after each lease: then a claim
-finds it, and what nobody has said yet is said.
+An adopted job's ARQ id stays in the queue until the job has ended, and comes up again a lease after the last word: then
+a claim finds it, and what nobody has said yet is said.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
+import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -156,7 +157,11 @@ class Mirror:
             self._watching = asyncio.get_running_loop().create_task(self._hear_aborts(redis), name="exarq aborts")
 
     async def _hear_aborts(self, redis: ArqRedis) -> None:
-        """While adopted jobs run here, look twice a second whether somebody wants one of them to end, as ARQ does."""
+        """While adopted jobs run here, look twice a second whether somebody wants one of them to end, as ARQ does.
+
+        That they run is said anew before their ids come up: Redis may have been wiped, and all workers may be full.
+        """
+        said = time.monotonic()
         while self._running:
             by_arq_id = {job.arq_id: job for job, _ in self._running.values()}
             try:
@@ -169,6 +174,10 @@ class Mirror:
             ended = [id_ for id_, (_, run) in self._running.items() if run.task is not None and run.task.done()]
             for id_ in ended:
                 del self._running[id_]
+            if time.monotonic() - said > self._lease.total_seconds() / 2:
+                said = time.monotonic()
+                for id_, (_, run) in self._running.items():
+                    self._soon(id_, run)
 
     def _said(self, job: Adopted, seen: Seen) -> Said | None:
         payload = seen.payload
