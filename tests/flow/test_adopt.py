@@ -119,3 +119,15 @@ async def test_deferred_jobs_are_not_kept_waiting_by_the_many_that_are_due(
         await early.step()
 
         assert await adopted(engine) == ["late"]
+
+
+async def test_who_never_wants_a_job_to_expire_keeps_no_other_job_from_being_adopted(
+    engine: AsyncEngine, redis: ArqRedis, settings: Settings
+) -> None:
+    async with a_stock_pool(str(settings.redis.url)) as pool, a_work(settings) as work:
+        await pool.enqueue_job("later", _job_id="never", _expires=timedelta.max)
+        await pool.enqueue_job("later", _job_id="beyond", _expires=10**15)
+        await pool.enqueue_job("later", _job_id="other")
+        await Claimer(work, work.context["redis"], ["default"], Availability(redis)).claim(5)
+
+        assert await adopted(engine) == ["beyond", "never", "other"]

@@ -79,7 +79,7 @@ async def look(redis: ArqRedis, arq_ids: Sequence[str]) -> list[Seen]:
             pipe.getrange(result_key_prefix + id_, 0, 0)
         payloads, aborts, *others = await pipe.execute()
     return [
-        Seen(id_, payload, (payload or format_)[:1], timedelta(milliseconds=ms) if ms >= 0 else None, abort is not None)
+        Seen(id_, payload, (payload or format_)[:1], _left(ms), abort is not None)
         for id_, payload, abort, ms, format_ in zip(arq_ids, payloads, aborts, others[::2], others[1::2], strict=True)
     ]
 
@@ -111,6 +111,11 @@ async def due_after(
     """The ids of a queue that are due after this moment, first by due time, each with its score."""
     page = await redis.zrangebyscore(queue_key(queue), f"({moment_ms:.0f}", "+inf", skip, count, withscores=True)
     return list(page)
+
+
+def _left(ms: int) -> timedelta | None:
+    """What PTTL says; some want a job to stay for longer than a timedelta can hold."""
+    return timedelta(milliseconds=min(ms, timedelta.max // timedelta(milliseconds=1))) if ms >= 0 else None
 
 
 def _ms(duration: timedelta) -> int:

@@ -120,8 +120,8 @@ def _arguments(work: Work, read: Enqueued) -> tuple[str | None, ErrorText | None
 
 
 def _deadline(left: timedelta | None, age: timedelta, delay: timedelta) -> timedelta | None:
-    """How long `_expires` leaves a job to start; None where ARQ itself has set its day after the due time."""
-    if left is None:
+    """How long `_expires` leaves a job to start; None where it is for ever, or ARQ itself has set its day."""
+    if left is None or left > LONGEST_DELAY:
         return None
     due_after = max(age + delay, timedelta(0))
     is_arqs_own = abs(left + age - due_after - _ARQS_DAY) < _EXACT_WITHIN
