@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -11,9 +12,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tests.arq_clients import a_stock_pool
-from tests.support import a_work, hints, payload_ids
+from tests.support import a_work, hints, payload_ids, until
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key
 from worker.db import transitions
+from worker.db.ids import adopted_id
+from worker.db.send import once
+from worker.flow.adopt import adopt
 from worker.flow.after_commit import HORIZON
 from worker.flow.availability import Availability
 from worker.flow.claim import Claimer
@@ -131,3 +135,39 @@ async def test_who_never_wants_a_job_to_expire_keeps_no_other_job_from_being_ado
         await Claimer(work, work.context["redis"], ["default"], Availability(redis)).claim(5)
 
         assert await adopted(engine) == ["beyond", "never", "other"]
+
+
+async def test_two_workers_that_adopt_the_same_jobs_at_once_do_not_deadlock(
+    engine: AsyncEngine, redis: ArqRedis, settings: Settings
+) -> None:
+    row = text(
+        "INSERT INTO exarq.job (id, name, queue, args, state, arq_id, arq_enqueued)"
+        " VALUES (:id, 'later', 'default', '{}', 'queued', :arq_id, :at) ON CONFLICT DO NOTHING"
+    )
+    async with a_stock_pool(str(settings.redis.url)) as pool, a_work(settings) as work:
+        given: list[dict[str, Any]] = []
+        for arq_id in ("a", "b"):
+            job = await pool.enqueue_job("later", _job_id=arq_id)
+            info = await job.info() if job else None
+            assert info is not None
+            at = round(info.enqueue_time.timestamp() * 1000)
+            given.append({"id": adopted_id(), "arq_id": arq_id, "at": at})
+        first, second = given
+        async with engine.connect() as other:
+            await other.execute(row, first)
+            scores = {"b": 1.0, "a": 2.0}
+            mine = asyncio.create_task(
+                once(work.processor, lambda connection: adopt(work, redis, connection, "default", scores))
+            )
+            await until(lambda: _waits_for_a_row(engine), "the other waits for the first row")
+            await other.execute(row, second)
+            await other.commit()
+        await mine
+
+    assert await adopted(engine) == ["a", "b"]
+
+
+async def _waits_for_a_row(engine: AsyncEngine) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid'"
+    async with engine.connect() as connection:
+        return bool((await connection.execute(text(query))).scalar())

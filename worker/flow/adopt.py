@@ -63,7 +63,7 @@ async def adopt(
 
     """
     now = await stock.now_ms(redis)
-    seen = await stock.look(redis, list(scores))
+    seen = await stock.look(redis, sorted(scores))  # two workers that adopt the same ones must not lock each other out
     read = {one.arq_id: work.mirror.payloads.read(one.payload) for one in seen if one.payload is not None}
     rows = [_row(work, queue, one, read[one.arq_id], scores[one.arq_id], now) for one in seen if one.arq_id in read]
     new = await transitions.adopt(connection, {f"{name}s": [row[name] for row in rows] for name in GIVEN})
