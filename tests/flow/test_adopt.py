@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tests.arq_clients import a_stock_pool
-from tests.support import a_work, hints, payload_ids, until
+from tests.support import a_work, heard, hints, payload_ids, until
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key
 from worker.db import transitions
 from worker.db.ids import adopted_id
@@ -21,6 +21,7 @@ from worker.flow.adopt import adopt
 from worker.flow.after_commit import HORIZON
 from worker.flow.availability import Availability
 from worker.flow.claim import Claimer
+from worker.observe.events import StepFailed
 from worker.settings import Settings
 from worker.upkeep.adopt_early import EarlyAdoption
 
@@ -63,8 +64,7 @@ async def test_a_claim_that_postgresql_refuses_leaves_the_job_in_redis(
         claimer = Claimer(work, work.context["redis"], ["default"], Availability(redis))
         with monkeypatch.context() as patch:
             patch.setattr(transitions, "adopt", refuse)
-            with pytest.raises(RuntimeError, match="no room"):
-                await claimer.claim(5)
+            await claimer.claim(5)
         left = set(await hints(redis)), await payload_ids(redis)
         await redis.zadd(queue_key("default"), {"plain": 1})  # as after the lease
         await claimer.claim(5)
@@ -123,6 +123,23 @@ async def test_deferred_jobs_are_not_kept_waiting_by_the_many_that_are_due(
         await early.step()
 
         assert await adopted(engine) == ["late"]
+
+
+async def test_what_cannot_be_adopted_keeps_no_other_job_from_it(
+    engine: AsyncEngine, redis: ArqRedis, settings: Settings
+) -> None:
+    async with a_stock_pool(str(settings.redis.url)) as pool, a_work(settings) as work, heard() as told:
+        for number in range(3):
+            await pool.enqueue_job("later", _job_id=f"good {number}")
+        await redis.rpush(PAYLOAD_PREFIX + "bad", "somebody else's")  # type: ignore[misc]
+        await redis.zadd(queue_key("default"), {"bad": 1})
+        availability = Availability(redis)
+        await Claimer(work, work.context["redis"], ["default"], availability).claim(5)
+
+        assert await adopted(engine) == ["good 0", "good 1", "good 2"]
+        assert not availability.away
+        assert "bad" in await hints(redis)
+        assert [event.step for event in told if isinstance(event, StepFailed)] == ["adopt bad"]
 
 
 async def test_who_never_wants_a_job_to_expire_keeps_no_other_job_from_being_adopted(

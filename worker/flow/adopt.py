@@ -13,6 +13,7 @@ from arq.constants import expires_extra_ms
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.broker import stock
+from worker.broker.connection import UNREACHABLE
 from worker.broker.hints import Hint, ms_of
 from worker.broker.payloads import Enqueued, Unreadable
 from worker.broker.stock import RESULT_KEPT, Said, Seen
@@ -23,12 +24,13 @@ from worker.core.signature import POSITIONAL
 from worker.core.states import JobState
 from worker.db import adopted, transitions
 from worker.db.adopted import Adopted
+from worker.db.failures import is_transient
 from worker.db.ids import adopted_id
 from worker.db.statements.adopt import GIVEN
 from worker.flow.after_commit import HORIZON
 from worker.flow.mirror import expired
 from worker.flow.work import Work
-from worker.observe.events import JobsAdopted, PlainJobExpired, emit
+from worker.observe.events import JobsAdopted, PlainJobExpired, StepFailed, emit
 
 UNREADABLE: Final = "arq.unreadable"
 """The name of a job whose payload is none."""
@@ -47,6 +49,29 @@ def arq_id_of(raw: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return text if len(raw) <= _LONGEST_ID and "\0" not in text else None
+
+
+async def adopt_all(
+    work: Work, redis: ArqRedis, connection: AsyncConnection, queue: str, scores: Mapping[str, float]
+) -> None:
+    """Adopt these as `adopt` does; one that cannot be is told of and left where it is, and keeps no other from it."""
+    try:
+        await adopt(work, redis, connection, queue, scores)
+    except Exception as error:
+        if _is_away(error):
+            raise
+        ids = list(scores)
+        if len(ids) == 1:
+            emit(StepFailed(step=f"adopt {ids[0]}", error=f"{type(error).__name__}: {error}"))
+            return
+        middle = len(ids) // 2
+        for half in (ids[:middle], ids[middle:]):
+            await adopt_all(work, redis, connection, queue, {arq_id: scores[arq_id] for arq_id in half})
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether it is the server's doing, PostgreSQL's or Redis', and not that of what was to be adopted."""
+    return is_transient(error) or (isinstance(error, UNREACHABLE) and "WRONGTYPE" not in str(error))
 
 
 async def adopt(

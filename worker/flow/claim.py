@@ -21,7 +21,7 @@ from worker.core.states import JobState
 from worker.db import reads, transitions
 from worker.db.reads import Standing
 from worker.db.transitions import ClaimedJob
-from worker.flow.adopt import adopt, arq_id_of
+from worker.flow.adopt import adopt_all, arq_id_of
 from worker.flow.availability import Availability
 from worker.flow.holdings import Run
 from worker.flow.work import Work
@@ -234,7 +234,7 @@ class Claimer:
                 emit(HintLeftAlone(hint=raw.decode(errors="replace"), owner=owner.value))
         if plain:
             with self._noticing():
-                await adopt(self._work, self._redis, connection, taken.queue, plain)
+                await adopt_all(self._work, self._redis, connection, taken.queue, plain)
 
     async def _scan(self, connection: AsyncConnection, room: int) -> list[Run]:
         token = uuid4()

@@ -11,7 +11,7 @@ from worker.broker import scripts, stock
 from worker.broker.connection import UNREACHABLE
 from worker.broker.hints import Owner, owner_of
 from worker.db.send import once
-from worker.flow.adopt import adopt, arq_id_of
+from worker.flow.adopt import adopt_all, arq_id_of
 from worker.flow.after_commit import HORIZON
 from worker.flow.availability import Availability
 from worker.flow.work import Work
@@ -67,7 +67,7 @@ class EarlyAdoption:
         }
         if plain:
             await once(
-                self._work.processor, lambda connection: adopt(self._work, self._redis, connection, queue, plain)
+                self._work.processor, lambda connection: adopt_all(self._work, self._redis, connection, queue, plain)
             )
         if len(self._known) > _REMEMBERED:
             self._known.clear()
