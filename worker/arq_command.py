@@ -38,7 +38,7 @@ from worker.flow.holdings import Because, Run
 from worker.flow.run import run as run_attempt
 from worker.flow.work import Work
 from worker.hooks import Hooks
-from worker.observe.events import HintLeftAlone, WorkerStarted, emit
+from worker.observe.events import HintLeftAlone, StepFailed, WorkerStarted, emit
 from worker.observe.logs import configure
 from worker.resources import open_work, payloads_of
 from worker.settings import Settings, load_settings
@@ -49,6 +49,7 @@ _UNKNOWN: Final = "exarq"
 
 _NEVER: Final = 365 * 86_400  # ARQ's own limits: the definition's are kept where the job runs
 _AFTER_CANCEL: Final = timedelta(seconds=2)
+_LOOK_AGAIN: Final = timedelta(seconds=2)
 _LEAVE_ALONE: Final = timedelta(minutes=1)
 
 
@@ -139,7 +140,14 @@ class OneByOne:
         """Claim the job and run it; raises ARQ's `Retry` where its id has to stay in the queue."""
         assert self._work is not None
         arq_id = str(ctx["job_id"])
-        job_id = await self._job_of(self._work, arq_id, float(ctx["score"]))
+        try:
+            job_id = await self._job_of(self._work, arq_id, float(ctx["score"]))
+        except Retry:
+            raise
+        except Exception as error:
+            # ARQ removes what raises anything else, and what plain ARQ code enqueued may have no row yet.
+            emit(StepFailed(step=f"adopt {arq_id}", error=f"{type(error).__name__}: {error}"))
+            raise Retry(defer=_LOOK_AGAIN) from error
         if job_id is None:
             return
         (run,) = await self._claim(self._work, job_id) or (None,)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from arq.jobs import JobStatus
+from arq.worker import Worker, func
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -22,11 +23,13 @@ from tests.chaos.servers import PrivateRedis, private_redis
 from tests.life import jobs_for_tests as jobs
 from tests.processes import _environment
 from tests.support import until
+from worker.arq_command import OneByOne
 from worker.broker.connection import connect
 from worker.broker.hints import Hint
-from worker.broker.keys import queue_key
+from worker.broker.keys import PAYLOAD_PREFIX, queue_key
 from worker.broker.scripts import publish
 from worker.core.priority import DEFAULT_PRIORITY
+from worker.db import transitions
 from worker.db.ids import uuid7
 from worker.flow.publish import Publisher
 from worker.settings import Settings
@@ -185,6 +188,34 @@ async def test_what_plain_arq_code_enqueues_runs_there_too_and_what_is_not_ours_
             await until(lambda: _is_put_off(pool, theirs), "another installation's is left where it is")
 
     assert await jobs.effects(engine) == ["plain"]
+
+
+async def test_what_plain_arq_code_enqueues_stays_in_redis_while_postgresql_refuses_its_row(
+    engine: AsyncEngine, settings: Settings, own_redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_connection: Any, _arrays: Any) -> Any:
+        raise OSError("the connection is gone")
+
+    of_this_test = settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": own_redis.url})})
+    one = OneByOne(of_this_test)
+    async with a_stock_pool(own_redis.url) as pool:
+        assert await pool.enqueue_job("tests.note", "plain", _job_id="plain")
+        worker = Worker(
+            functions=[func(one.run, name="tests.note")],
+            redis_pool=pool,
+            on_startup=one.startup,
+            job_deserializer=one.read,
+            burst=True,
+            max_burst_jobs=1,
+            handle_signals=False,
+            keep_result=0,
+        )
+        monkeypatch.setattr(transitions, "adopt", refuse)
+        await worker.main()
+        await one.shutdown({})
+
+        assert await pool.exists(f"{PAYLOAD_PREFIX}plain")
+        assert await pool.zscore(queue_key("default"), "plain") is not None
 
 
 async def _is_put_off(pool: Any, hint: Hint) -> bool:
