@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tests.arq_clients import a_stock_pool
+from tests.chaos.servers import private_redis
 from tests.support import a_work, heard, hints, payload_ids, until
+from worker.broker.connection import connect
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key
 from worker.db import transitions
 from worker.db.ids import adopted_id
@@ -188,3 +191,17 @@ async def _waits_for_a_row(engine: AsyncEngine) -> bool:
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid'"
     async with engine.connect() as connection:
         return bool((await connection.execute(text(query))).scalar())
+
+
+async def test_a_look_at_an_empty_queue_is_one_command(settings: Settings) -> None:
+    async with private_redis() as own, a_work(settings) as work:
+        redis = connect(own.url, timeout=timedelta(seconds=5))
+        async with aclosing(redis):
+            early = EarlyAdoption(work, redis, Availability(redis))
+            await early.step()  # which connects
+            before = await redis.info("commandstats")
+            await early.step()
+            after = await redis.info("commandstats")
+
+    calls = {name: of["calls"] - before.get(name, {"calls": 0})["calls"] for name, of in after.items()}
+    assert sum(calls.values()) - calls["cmdstat_info"] == 1

@@ -105,6 +105,11 @@ async def mirror(redis: ArqRedis, said: Iterable[Said], *, silence: timedelta) -
 _PREFIXES: Final = (PAYLOAD_PREFIX, in_progress_key_prefix, result_key_prefix, retry_key_prefix)
 
 
+async def has_ids(redis: ArqRedis, queue: str) -> bool:
+    """Whether anything is in a queue, due or not."""
+    return bool(await redis.exists(queue_key(queue)))
+
+
 async def due_after(
     redis: ArqRedis, queue: str, moment_ms: float, *, skip: int, count: int
 ) -> list[tuple[bytes, float]]:

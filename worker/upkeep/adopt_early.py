@@ -38,17 +38,23 @@ class EarlyAdoption:
             return None
         queue = self._queues[0]
         try:
+            if not await stock.has_ids(self._redis, queue):
+                return self._round_ends()
             page = await stock.due_after(self._redis, queue, await self._latest(), skip=self._walked, count=_PAGE)
             found = await self._adopt(queue, {raw: score for raw, score in page if (raw, score) not in self._known})
         except UNREACHABLE as error:
             self._availability.lost(error)
             return None
         if len(page) < _PAGE:
-            self._walked = 0
-            self._queues.append(self._queues.pop(0))
-            return None
+            return self._round_ends()
         self._walked += len(page)
         return timedelta(0) if found else _BETWEEN_PAGES
+
+    def _round_ends(self) -> timedelta:
+        """Another queue is next, after two sweeps: an idle worker hardly asks."""
+        self._walked = 0
+        self._queues.append(self._queues.pop(0))
+        return self._work.settings.worker.sweep * 2
 
     async def _latest(self) -> float:
         """The latest that we put an id of our own, or that a claim hides one, in milliseconds by Redis' clock."""
