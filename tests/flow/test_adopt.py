@@ -205,3 +205,19 @@ async def test_a_look_at_an_empty_queue_is_one_command(settings: Settings) -> No
 
     calls = {name: of["calls"] - before.get(name, {"calls": 0})["calls"] for name, of in after.items()}
     assert sum(calls.values()) - calls["cmdstat_info"] == 1
+
+
+async def test_a_postgresql_that_is_away_is_not_taken_for_a_redis_that_is(
+    redis: ArqRedis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_connection: AsyncConnection, _arrays: Any) -> Any:
+        raise ConnectionRefusedError("no PostgreSQL")
+
+    monkeypatch.setattr(transitions, "adopt", refuse)
+    async with a_stock_pool(str(settings.redis.url)) as pool, a_work(settings) as work:
+        await pool.enqueue_job("later", _job_id="late", _defer_by=timedelta(hours=1))
+        availability = Availability(redis)
+        with pytest.raises(ConnectionRefusedError):
+            await EarlyAdoption(work, work.context["redis"], availability).step()
+
+    assert not availability.away

@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import Final
 
 from arq.connections import ArqRedis
+from redis.exceptions import RedisError
 
 from worker.broker import scripts, stock
-from worker.broker.connection import UNREACHABLE
 from worker.broker.hints import Owner, owner_of
 from worker.db.send import once
 from worker.flow.adopt import adopt_all, arq_id_of
@@ -33,7 +33,7 @@ class EarlyAdoption:
         self._known: set[tuple[bytes, float]] = set()
 
     async def step(self) -> timedelta | None:
-        """Look at one page; returns that there is little rest before the next one, none after news, else None."""
+        """Look at one page; returns for how long to rest: hardly before the next one, not at all after news."""
         if self._availability.away:
             return None
         queue = self._queues[0]
@@ -42,7 +42,7 @@ class EarlyAdoption:
                 return self._round_ends()
             page = await stock.due_after(self._redis, queue, await self._latest(), skip=self._walked, count=_PAGE)
             found = await self._adopt(queue, {raw: score for raw, score in page if (raw, score) not in self._known})
-        except UNREACHABLE as error:
+        except RedisError as error:  # others may be PostgreSQL's
             self._availability.lost(error)
             return None
         if len(page) < _PAGE:
