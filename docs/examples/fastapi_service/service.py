@@ -61,6 +61,11 @@ class Placed(BaseModel):
     job_id: UUID
 
 
+@app.get("/health", status_code=204)
+async def health() -> None:
+    """That it answers; to start it anew because PostgreSQL is away wins nothing."""
+
+
 @app.post("/orders", status_code=201)
 async def place(wanted: Wanted, db: Db) -> Placed:
     """The order and its job, in one transaction."""
