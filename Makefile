@@ -36,9 +36,10 @@ format: .venv/.ready ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: .venv/.ready ## pin every dependency with hashes, and apart what the image holds and what builds it
+lock: .venv/.ready ## pin every dependency with hashes, and apart what the images hold and what builds them
 	$(PIN) pyproject.toml --extra dev --group dev --upgrade -o requirements.lock
 	$(PIN) pyproject.toml --extra uvloop --constraint requirements.lock --no-annotate -o requirements.image.lock
+	$(PIN) --group service --constraint requirements.lock --no-annotate -o requirements.service.lock
 	$(PIN) --group build --constraint requirements.lock --no-annotate -o requirements.build.lock
 
 compiled: .venv/.ready

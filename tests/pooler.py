@@ -69,7 +69,7 @@ def _start(program: str, folder: Path, postgres: URL, pool: dict[str, int]) -> t
     users.write_text(f'"{postgres.username}" "{postgres.password or ""}"\n')
     host, port = postgres.query.get("host", postgres.host), postgres.query.get("port", postgres.port) or 5432
     for _ in range(5):
-        listen = _free_port()
+        listen = free_port()
         settings.write_text(_SETTINGS.format(host=host, port=port, listen=listen, users=users, **pool))
         with log.open("w") as out:
             process = subprocess.Popen(
@@ -89,7 +89,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody has yet."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tests.deploy.dockerfile import REPOSITORY
+from tests.deploy.dockerfile import REPOSITORY, Stage, stages
 
 _UNITS = {"h": "hours", "m": "minutes", "s": "seconds", "ms": "milliseconds"}
 
@@ -19,6 +19,15 @@ def compose() -> dict[str, Any]:
     read = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
     assert isinstance(read, dict)
     return read
+
+
+def stage_of(name: str) -> Stage:
+    """The stage of the Dockerfile that a service runs: the last, unless who builds its image says which."""
+    services = compose()["services"]
+    image = services[name]["image"]
+    (build,) = [one["build"] for one in services.values() if one["image"] == image and "build" in one]
+    (stage,) = [one for one in stages() if one.name == build["target"]] if isinstance(build, dict) else stages()[-1:]
+    return stage
 
 
 def duration(text: str) -> timedelta:

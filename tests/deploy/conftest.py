@@ -1,4 +1,4 @@
-"""The image as a folder, and an empty database."""
+"""The images as folders, and an empty database."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from worker.embedded.account import server_account, temporary_base
 
 
 @pytest.fixture(scope="session")
-def image() -> Iterator[Image]:
-    """The image, below a folder that its user can reach."""
+def images() -> Iterator[dict[str, Image]]:
+    """The images by the names of their stages, below a folder that their user can reach."""
     account = server_account()
     with tempfile.TemporaryDirectory(prefix="exarq-image-", dir=temporary_base(account)) as folder:
         Path(folder).chmod(0o711)
-        with built(Path(folder, "root"), account) as image:
-            yield image
+        with built(Path(folder), account) as images:
+            yield images
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import fnmatch
 import json
 import re
 import shlex
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-VERBS = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+VERBS = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Stage:
     def last(self, verb: str) -> Instruction:
         """The instruction of this verb that counts."""
         return [one for one in self.instructions if one.verb == verb][-1]
+
+    @property
+    def stop_signal(self) -> signal.Signals:
+        """What a container of it is sent when it is to stop."""
+        said = [one.rest for one in self.instructions if one.verb == "STOPSIGNAL"]
+        return signal.Signals[said[-1]] if said else signal.SIGTERM
 
     @property
     def health_check(self) -> tuple[dict[str, str], list[str]]:

@@ -1,4 +1,4 @@
-"""The image, made without Docker: each instruction of the Dockerfile, done in a folder that stands for the root.
+"""The images, made without Docker: each instruction of the Dockerfile, done in a folder that stands for the root.
 
 Where Docker has the files of the base image, this machine's Python stands; a user and a folder that cannot be written are
 real. What COPY and RUN did before any code was copied is kept, as Docker keeps a layer, until what went into it changes.
@@ -36,7 +36,6 @@ class Image:
     folder: str = "/"
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
-    health_check: list[str] = field(default_factory=list)
 
     def place(self, path: str) -> Path:
         """Where a path of the image is here."""
@@ -52,7 +51,7 @@ class Image:
         return {str(path.relative_to(self.root)) for path in self.root.rglob("*")}
 
     def do(self, one: Instruction, other: Path) -> None:
-        """Do one instruction; `other` is the root of the stage before."""
+        """Do one instruction; `other` is the root of the first stage."""
         match one.verb:
             case "WORKDIR":
                 self.folder = one.rest
@@ -76,6 +75,7 @@ class Image:
         *sources, to = words
         if sources[0].startswith("--from="):
             _link_tree(other / sources[1][1:], self.place(to))
+            _tell_where_it_is(self.root, was=other)
             return
         for source in sources:
             is_folder = (REPOSITORY / source).is_dir()
@@ -93,28 +93,35 @@ class Image:
 
 
 @contextmanager
-def built(root: Path, account: Account | None) -> Iterator[Image]:
-    """The image that the Dockerfile describes, below `root`, which cannot be written when it is complete."""
-    build, last = stages()
-    before = root.with_name("before")
-    _with_a_kept_layer(build, root, account)
-    root.rename(before)  # the last stage has the same paths, as in Docker
-    image = _based(root, account)
-    for one in last.instructions:
-        image.do(one, before)
-    _, image.health_check = last.health_check
+def built(folder: Path, account: Account | None) -> Iterator[dict[str, Image]]:
+    """The images that the Dockerfile describes, by the names of their stages; none can be written when it is complete."""
+    build, *rest = stages()
+    before = folder / build.name
+    _with_a_kept_layer(build, before, account)
+    images = {stage.name: _image(stage, folder / stage.name, before, account) for stage in rest}
     shutil.rmtree(before)
-    if account is not None:
-        uid, gid = map(int, last.last("USER").rest.split(":"))
-        image.user = {"user": uid, "group": gid, "extra_groups": []}
-    folders = [root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())]
-    for path in folders:
-        path.chmod(0o555)
+    roots = [image.root for image in images.values()]
+    places = [
+        place for root in roots for place in (root, *root.rglob("*")) if place.is_dir() and not place.is_symlink()
+    ]
+    for place in places:
+        place.chmod(0o555)
     try:
-        yield image
+        yield images
     finally:
-        for path in folders:
-            path.chmod(0o755)
+        for place in places:
+            place.chmod(0o755)
+
+
+def _image(stage: Stage, root: Path, before: Path, account: Account | None) -> Image:
+    """What a stage describes that takes from the first one, whose root is `before`."""
+    image = _based(root, account)
+    for one in stage.instructions:
+        image.do(one, before)
+    if account is not None:
+        uid, gid = map(int, stage.last("USER").rest.split(":"))
+        image.user = {"user": uid, "group": gid, "extra_groups": []}
+    return image
 
 
 def _with_a_kept_layer(build: Stage, root: Path, account: Account | None) -> Image:

@@ -14,14 +14,14 @@ import pytest
 import redis
 from sqlalchemy.engine import make_url
 
-from tests.deploy.compose import compose, duration
-from tests.deploy.dockerfile import REPOSITORY, stages
+from tests.deploy.compose import compose, duration, stage_of
+from tests.deploy.dockerfile import REPOSITORY
 from tests.embedded.helpers import wait_for
 from worker.embedded.binaries import find_redis
 from worker.settings import load_settings
 from worker.supervise import parent
 
-OURS = ("migrate", "worker")
+OURS = ("migrate", "worker", "service")
 
 
 def services() -> dict[str, Any]:
@@ -35,8 +35,7 @@ def health_check(name: str) -> dict[str, Any]:
     if "healthcheck" in service:
         own: dict[str, Any] = service["healthcheck"]
         return own
-    assert service["image"] == "exarq"
-    options, command = stages()[-1].health_check
+    options, command = stage_of(name).health_check
     return {"test": ["CMD", *command], **{key.replace("-", "_"): value for key, value in options.items()}}
 
 
@@ -61,7 +60,7 @@ def test_compose_itself_reads_it_where_it_is_installed() -> None:
 
     read = compose()
 
-    assert {"postgres", "redis", "migrate", "worker"} <= read["services"].keys()
+    assert {"postgres", "redis", "migrate", "worker", "service"} <= read["services"].keys()
     assert read.keys() <= {"name", "x-exarq", "services", "volumes"}
     if has_compose:
         done = subprocess.run(
@@ -70,12 +69,13 @@ def test_compose_itself_reads_it_where_it_is_installed() -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_workers_start_after_the_migration_and_that_after_a_healthy_postgresql() -> None:
+def test_workers_and_the_service_start_after_the_migration_and_that_after_a_healthy_postgresql() -> None:
     found = services()
 
     assert found["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert found["migrate"]["restart"] == "on-failure"  # one that has ended with 0 is not started again
-    assert found["worker"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    for name in ("worker", "service"):
+        assert found[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
     assert found["worker"]["deploy"] == {"replicas": 2}
     assert all(other in found for service in found.values() for other in service.get("depends_on", {}))
 
@@ -98,8 +98,14 @@ def test_the_containers_of_ours_need_no_right_and_write_to_tmp_only() -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["init"] is True
-        assert "user" not in service  # the image's is an ordinary one
-    assert [name for name, service in services().items() if "build" in service] == ["migrate"]
+        assert service.keys().isdisjoint(
+            {"user", "stop_signal", "entrypoint"}
+        )  # the image's, an ordinary user among them
+    assert {name: service["image"] for name, service in services().items() if "build" in service} == {
+        "migrate": "exarq",
+        "service": "exarq-service",
+    }
+    assert [stage_of(name).name for name in OURS] == ["worker", "worker", "service"]
 
 
 def test_a_worker_is_given_longer_to_stop_than_it_takes_at_most(
@@ -116,6 +122,17 @@ def test_a_worker_is_given_longer_to_stop_than_it_takes_at_most(
     assert longest < duration(worker["stop_grace_period"]) <= longest + timedelta(seconds=30)
     assert make_url(settings.require_database_url()).host == "postgres"
     assert make_url(settings.require_redis_url()).host == "redis"
+
+
+def test_the_service_is_given_longer_to_stop_than_its_requests_to_end_and_is_reached_from_this_machine_only() -> None:
+    service = services()["service"]
+    environment = dict(word.split("=", 1) for word in stage_of("service").last("ENV").words)
+
+    longest = timedelta(seconds=int(environment["UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN"]))
+    assert longest < duration(service["stop_grace_period"]) <= longest + timedelta(seconds=30)
+    assert environment["UVICORN_HOST"] == "0.0.0.0"  # in the container
+    assert service["ports"] == [f"127.0.0.1:8000:{environment['UVICORN_PORT']}"]
+    assert service["environment"] == services()["worker"]["environment"]
 
 
 def test_the_database_that_is_made_is_the_one_that_is_used() -> None:

@@ -6,6 +6,7 @@ import configparser
 import re
 import shlex
 
+from tests.deploy.compose import stage_of
 from tests.deploy.dockerfile import REPOSITORY
 from worker.settings import WorkerSettings
 from worker.supervise import parent
@@ -44,3 +45,11 @@ def test_a_pod_is_given_time_to_stop() -> None:
     (said,) = re.findall(r"`terminationGracePeriodSeconds`: (\d+)", PAGE)
 
     assert int(said) > LONGEST_STOP
+
+
+def test_the_service_stops_as_it_says() -> None:
+    (said,) = re.findall(r"`UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN` \((\d+) s\)", PAGE)
+    (number,) = re.findall(r"stop signal is (SIG\w+)", PAGE)
+
+    assert f"UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN={said}" in stage_of("service").last("ENV").words
+    assert stage_of("service").stop_signal.name == number

