@@ -75,6 +75,8 @@ class _Borrowed:
     asyncpg makes of each `transaction()` within the test's a savepoint, so what SQLAlchemy commits here is one.
     """
 
+    _top_xact = None  # the test's own transaction is none of this checkout's
+
     def __init__(self, raw: Any, lender: _Lender) -> None:
         self._raw = raw
         self._lender = lender
