@@ -104,6 +104,7 @@ async def a_wipe(stage: Stage) -> None:
     """Redis loses everything while jobs wait."""
     await stage.place(*[jobs.noop.options(delay=2).call()] * 20)
     await stage.redis.flushall()
+    stage.wiped()
 
 
 async def suspects(stage: Stage) -> None:

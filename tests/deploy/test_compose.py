@@ -46,12 +46,19 @@ def a_redis(arguments: list[str], folder: Path) -> Iterator[redis.Redis]:
     line = [str(find_redis(folder, None)), *arguments, "--port", "0", "--unixsocket", str(socket), "--dir", str(folder)]
     with subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
         try:
-            wait_for(lambda: socket.exists() or process.poll() is not None)
-            assert process.poll() is None
             with redis.Redis(unix_socket_path=str(socket), decode_responses=True) as client:
+                wait_for(lambda: _answers(client) or process.poll() is not None)
+                assert process.poll() is None
                 yield client
         finally:
             process.kill()
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:  # its socket is there a moment before it listens
+        return False
 
 
 def test_compose_itself_reads_it_where_it_is_installed() -> None:
