@@ -44,7 +44,10 @@ REDIS: Final = "CHAOS_REDIS"
 _PLAIN_IDS: Final = 10
 _PLAIN_PATIENCE: Final = 5.0
 _AT_ONCE: Final = 4
-_SAID: Final = "exarq.enqueue(:name, CAST(:args AS jsonb), run_at => clock_timestamp() + :delay, priority => :priority"
+_SAID: Final = (
+    "exarq.enqueue(:name, CAST(:args AS jsonb), run_at => clock_timestamp() + :delay, priority => :priority"
+    ", expires_at => clock_timestamp() + :delay + CAST(:expires AS interval)"
+)
 _BY_SQL: Final = text(f"SELECT {_SAID})")
 _KEYED_BY_SQL: Final = text(f"SELECT {_SAID}, key => :key, unique_for => :unique_for)")
 _OF_THIS_TRANSACTION: Final = text("SELECT xmin = CAST(pg_current_xact_id() AS xid) FROM exarq.job WHERE id = :id")
@@ -200,8 +203,9 @@ class Producer:
         """As a service in another language does, which has no publisher; a job that had the key is not of this one."""
         call = a_call(self._rng, self._mix)
         given: dict[str, Any] = {"name": call.name, "args": call.args, "delay": call.delay, "priority": call.priority}
+        given["expires"] = call.expires  # nobody but the caller knows what the definition says of it
         if keyed := self._rng.random() < 0.3:
-            given |= {"name": jobs.one.name, "args": "{}", "key": str(self._rng.randint(1, KEYS))}
+            given |= {"name": jobs.one.name, "args": "{}", "expires": None, "key": str(self._rng.randint(1, KEYS))}
             given["unique_for"] = self._rng.choice(["until_started", "until_done"])
         job_id: UUID = (await session.execute(_KEYED_BY_SQL if keyed else _BY_SQL, given)).scalar_one()
         created = not keyed or (await session.execute(_OF_THIS_TRANSACTION, {"id": job_id})).scalar_one()
