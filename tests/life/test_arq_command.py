@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from arq.constants import in_progress_key_prefix
 from arq.jobs import JobStatus
 from arq.worker import Worker, func
 from sqlalchemy import text
@@ -131,6 +132,18 @@ async def test_a_killed_process_costs_no_job_and_repeats_no_effect(
         await until(lambda: all_succeeded(engine, 21), "all have succeeded", 90)
 
     assert await jobs.effects(engine) == ["held 2", *words]
+
+
+async def test_what_was_picked_by_a_process_that_died_before_it_claimed_runs_again_in_seconds(
+    engine: AsyncEngine, sessions: Any, settings: Settings, own_redis: PrivateRedis, tmp_path: Path
+) -> None:
+    await jobs.make_effects(engine)
+    (picked,) = await jobs.enqueue_all(sessions, jobs.note.call("picked"))
+    async with aclosing(connect(own_redis.url, timeout=timedelta(seconds=5))) as redis:
+        await redis.psetex(f"{in_progress_key_prefix}{picked}", 86_400_000, b"1")
+    with arq_command(settings, own_redis, tmp_path) as commands:
+        await begun(engine, *commands)
+        await until(lambda: all_succeeded(engine, 1), "it has run", 20)
 
 
 async def test_a_wipe_of_redis_costs_no_job_and_repeats_no_effect(

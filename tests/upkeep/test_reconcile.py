@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix
 from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -103,6 +104,17 @@ async def test_one_astray_hint_is_put_back(
 
     assert [event.hints for event in events if isinstance(event, Reconciled)] == [1]
     assert (await hints(redis))[ids[4]] == pytest.approx(sound[ids[4]], abs=10_000)
+
+
+async def test_what_a_dead_process_of_arqs_command_had_picked_is_free_to_be_picked_again(
+    engine: AsyncEngine, redis: ArqRedis, work: Work, availability: Availability
+) -> None:
+    (picked,) = await _many_jobs(engine, 1)
+    await redis.psetex(in_progress_key_prefix + picked, 86_400_000, b"1")
+
+    await _walk_to_the_end(work, redis, availability)
+
+    assert not await redis.exists(in_progress_key_prefix + picked)
 
 
 async def test_a_job_whose_transaction_committed_late_is_found_in_the_next_round(

@@ -5,18 +5,20 @@
 -- ARGV[2] lease (ms)
 -- ARGV[3] prefix of the payload keys
 -- ARGV[4] how long a payload outlives its due time (ms)
--- ARGV[5…] for each hint: job id, delay (ms, may be negative), payload
+-- ARGV[5] prefix of the keys by which ARQ's loop says that it runs a job
+-- ARGV[6…] for each hint: job id, delay (ms, may be negative), payload
 -- returns how many hints were put
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local put = 0
-for i = 5, #ARGV, 3 do
+for i = 6, #ARGV, 3 do
   local id, delay, payload = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
   local due = now + delay
   local wanted = ARGV[1] == 'always'
   if not wanted then
     local score = redis.call('ZSCORE', KEYS[1], id)
     wanted = not score or tonumber(score) > math.max(due, now) + ARGV[2]
+    redis.call('DEL', ARGV[5] .. id) -- it waits: who had picked it is dead, or loses the claim
   end
   if wanted then
     redis.call('ZADD', KEYS[1], string.format('%.0f', due), id)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix
 from redis import Redis
 from redis.exceptions import ResponseError
 
@@ -65,7 +66,8 @@ class Taken:
 async def publish(redis: ArqRedis, hints: Sequence[Hint], *, lease: timedelta, only_astray: bool = False) -> int:
     """Put hints into their lanes in one pipeline and wake one worker of each queue; returns how many were put.
 
-    With `only_astray`, a hint is put only if it is missing or scored later than a claim could have moved it.
+    With `only_astray`, a hint is put only if it is missing or scored later than a claim could have moved it; and what
+    a dead process of ARQ's command has left to say that it runs the job is taken away.
     """
     mode = "astray" if only_astray else "always"
     async with redis.pipeline(transaction=False) as pipe:
@@ -86,7 +88,7 @@ def _add_hints(pipe: Any, hints: Sequence[Hint], lease: timedelta, mode: str) ->
     """Add one call for each lane to a pipeline of either kind; returns the queue of each."""
     lanes = sorted({(hint.queue, hint.priority) for hint in hints})
     for queue, priority in lanes:
-        arguments: list[Any] = [mode, _ms(lease), PAYLOAD_PREFIX, _PAYLOAD_OUTLIVES_MS]
+        arguments: list[Any] = [mode, _ms(lease), PAYLOAD_PREFIX, _PAYLOAD_OUTLIVES_MS, in_progress_key_prefix]
         for hint in hints:
             if hint.queue == queue and hint.priority == priority:
                 arguments += (str(hint.job_id), round(hint.due_in * 1000), hint.payload)
