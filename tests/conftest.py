@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import itertools
 import os
@@ -30,8 +29,6 @@ from worker.broker.keys import LANE_PREFIX, PAYLOAD_PREFIX
 from worker.flow.publish import Publisher
 from worker.settings import Settings, load_settings
 from worker.testing.databases import Databases, databases
-
-_numbers = itertools.count(1)
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile(
@@ -102,16 +99,14 @@ def _make_tables(connection: Connection) -> None:
 @pytest.fixture
 async def database_url(servers: TestServers, request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """A migrated database of this test alone; afterwards nobody is connected and no row is running."""
-    name = f"exarq_test_{os.getpid()}_{next(_numbers)}"
-    servers.sql(f"CREATE DATABASE {name} TEMPLATE {servers.template} {servers.copying}")
-    url = servers.admin_url.set(database=name)
+    name = servers.databases.lend()
+    may_run = request.node.get_closest_marker("leaves_running") is not None
     try:
-        yield url.render_as_string(hide_password=False)
-        await _nobody_is_connected(servers, name)
-        if request.node.get_closest_marker("leaves_running") is None:
-            _nothing_runs(servers, url)
-    finally:
-        servers.sql(f"DROP DATABASE {name} WITH (FORCE)")
+        yield servers.admin_url.set(database=name).render_as_string(hide_password=False)
+        await servers.databases.take_back(name, may_run=may_run)
+    except BaseException:
+        servers.databases.drop(name)
+        raise
 
 
 @pytest.fixture
@@ -216,23 +211,3 @@ async def _no_orphans(servers: TestServers, url: URL, redis: ArqRedis) -> None:
         # A hint of a job that waits no longer is no fault: it may be repeated or late, and the next claim drops it.
         assert hinted <= known, f"the test left hints of jobs that never were: {hinted - known}"
         assert payloads <= hinted, f"the test left payloads without a hint: {payloads - hinted}"
-
-
-async def _nobody_is_connected(servers: TestServers, name: str) -> None:
-    query = (
-        "SELECT count(*), string_agg(application_name || ': ' || left(query, 80), '; ')"
-        " FROM pg_stat_activity WHERE datname = %(name)s AND backend_type = 'client backend'"
-    )
-    left, who = 1, ""
-    for _ in range(3000):  # a closed connection's backend needs a moment to end
-        ((left, who),) = servers.sql(query, name=name)
-        if not left:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"the test left {left} connections open: {who}")
-
-
-def _nothing_runs(servers: TestServers, url: URL) -> None:
-    with suppress(UndefinedTable):  # the test has dropped it
-        names = [name for (name,) in servers.sql_in(url, "SELECT name FROM exarq.job WHERE state = 'running'")]
-        assert not names, f"the test left jobs running: {names}"

@@ -18,6 +18,7 @@ import redis
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from tests.databases import TestDatabases
 from tests.pooler import VARIABLE as POOLER_VARIABLE
 from tests.pooler import a_pooler
 from worker.core.errors import EmbeddedServerError
@@ -33,15 +34,14 @@ _ROOM = 4 * 2**30
 
 @dataclass(frozen=True)
 class TestServers:
-    """The servers of this test process: a migrated template to copy, and an empty Redis database marked as ours."""
+    """The servers of this test process: migrated databases to borrow, and an empty Redis database marked as ours."""
 
     __test__ = False
 
     admin_url: URL
-    template: str
+    databases: TestDatabases
     redis_url: str
     pooled_url: URL | None  # the same server through a pooler, where the tests are to use one
-    copying: str  # how a template is copied, as CREATE DATABASE is told it
     admin: psycopg.Connection[Any]  # kept, and on no loop: to connect costs more than what a test asks
 
     def sql(self, statement: str, **values: object) -> list[Any]:
@@ -70,10 +70,12 @@ def test_servers() -> Iterator[TestServers]:
         pooled = stack.enter_context(a_pooler(admin)) if os.environ.get(POOLER_VARIABLE) else None
         own_redis = stack.enter_context(_own_redis_database(redis_url))
         connection = stack.enter_context(psycopg.connect(_dsn(admin), autocommit=True))
-        found = TestServers(admin, template, own_redis, pooled, copying, connection)
+        lent = TestDatabases(admin, connection, template, copying)
+        found = TestServers(admin, lent, own_redis, pooled, connection)
         found.sql(f"CREATE DATABASE {template}")
         stack.callback(found.sql, f"DROP DATABASE IF EXISTS {template} WITH (FORCE)")
         asyncio.run(_migrate(admin.set(database=template)))
+        stack.callback(lent.close)
         yield found
 
 
