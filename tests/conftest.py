@@ -40,6 +40,7 @@ hypothesis.settings.load_profile("any machine")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaves_running: rows may be running when the test ends")
     config.addinivalue_line("markers", "hasty: a worker that is silent for two seconds is dead")
+    config.addinivalue_line("markers", "measures: a small run of the benchmarks; CI's alone, for it takes a minute")
     config.addinivalue_line("markers", "leaves_hints: Redis may hold hints of jobs that never were")
 
 

@@ -18,6 +18,9 @@ from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Jsonb
 from sqlalchemy.engine import URL
 
+KEPT: Final = "exarq tests"
+"""What the connection calls itself that stays while a database is lent."""
+
 _FIRST_OID: Final = 16_384  # what is below is PostgreSQL's own
 _CATALOGS: Final[tuple[LiteralString, ...]] = (
     *("pg_attrdef", "pg_class", "pg_constraint", "pg_default_acl", "pg_event_trigger", "pg_operator"),
@@ -137,7 +140,8 @@ class TestDatabases:
                 kept.execute("SELECT")
                 return kept
         url = self.server.set(drivername="postgresql", database=name)
-        self._connections[name] = psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
+        address = url.render_as_string(hide_password=False)
+        self._connections[name] = psycopg.connect(address, autocommit=True, application_name=KEPT)
         return self._connections[name]
 
     async def _nobody_is_connected(self, name: str, but: int) -> None:

@@ -76,6 +76,7 @@ serve(Liar)
 """
 
 
+@pytest.mark.measures
 async def test_a_run_has_a_row_for_each_system_and_workload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = ("orm", "latency", "enqueue", "enqueue_many", "noop x2")
     workloads = tuple(workload for workload in WORKLOADS if workload.key in wanted)

@@ -35,6 +35,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.measures
 @pytest.mark.timeout(600)  # a dozen processes start one after the other
 @pytest.mark.parametrize("part", FIGURES)
 async def test_a_part_has_its_figures(part: str, tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ async def service(shell: dict[str, str], tmp_path: Path) -> AsyncIterator[httpx.
     async with started(command, tmp_path / "service.log", shell, ready="Uvicorn running on") as process:
         found = re.search(r"running on (http://[\d.:]+)", process.output)
         assert found is not None
-        limits = httpx.Limits(max_connections=200)
+        # An idle connection may be closed by the service while the next request is on its way.
+        limits = httpx.Limits(max_connections=200, max_keepalive_connections=0)
         async with httpx.AsyncClient(base_url=found[1], timeout=120, limits=limits, trust_env=False) as client:
             yield client
 

@@ -14,6 +14,7 @@ from arq.connections import ArqRedis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from tests.databases import KEPT
 from tests.life import jobs_for_tests as jobs
 from tests.processes import worker_process, workers
 from tests.proxy import postgres_proxy
@@ -253,7 +254,10 @@ async def _all_have(engine: AsyncEngine, wanted: str) -> bool:
 
 async def _nobody_else_is_connected(engine: AsyncEngine) -> bool:
     async with engine.connect() as connection:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            f" AND application_name <> '{KEPT}'"
+        )
         return not (await connection.execute(text(query))).scalar_one()
 
 
