@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,9 +40,13 @@ default_pool_size = {backends}
 """
 
 
+_ENDS_ITSELF = "bad client state"
+"""What Debian 12's version ends itself with when a cancel request's client leaves early (pgbouncer's issue 801)."""
+
+
 @contextmanager
 def a_pooler(postgres: URL, *, keeps_backends: bool = False, backends: int = 50) -> Iterator[URL]:
-    """The address of PostgreSQL through a pgbouncer that runs while the block lasts.
+    """The address of PostgreSQL through a pgbouncer that runs while the block lasts, started again as systemd would.
 
     Args:
         postgres: the server itself.
@@ -54,23 +59,50 @@ def a_pooler(postgres: URL, *, keeps_backends: bool = False, backends: int = 50)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # it runs as nobody where we are root
-        process, listen = _start(PROGRAM, folder, postgres, pool)
+        pooler = _Pooler(PROGRAM, folder, postgres, pool)
         try:
-            yield postgres.set(host="127.0.0.1", port=listen, query={})
-            assert process.poll() is None, f"it has ended, {process.returncode}: {(folder / 'log').read_text()[-4000:]}"
+            yield postgres.set(host="127.0.0.1", port=pooler.port, query={})
+            assert pooler.fault is None, pooler.fault
         finally:
-            process.terminate()
-            process.wait()
+            pooler.close()
 
 
-def _start(program: str, folder: Path, postgres: URL, pool: dict[str, int]) -> tuple[subprocess.Popen[bytes], int]:
+class _Pooler:
+    def __init__(self, program: str, folder: Path, postgres: URL, pool: dict[str, int]) -> None:
+        self.fault: str | None = None
+        self._parts = program, folder, postgres, pool
+        self._process, self.port = _start(*self._parts)
+        self._closes = False
+        self._thread = threading.Thread(target=self._keep_up, name="pooler", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closes = True
+        self._process.terminate()
+        self._thread.join()
+
+    def _keep_up(self) -> None:
+        while True:
+            code = self._process.wait()
+            if self._closes:
+                return
+            said = (self._parts[1] / "log").read_text()[-4000:]
+            if _ENDS_ITSELF not in said:
+                self.fault = f"it has ended, {code}: {said}"
+                return
+            self._process, _ = _start(*self._parts, port=self.port)
+
+
+def _start(
+    program: str, folder: Path, postgres: URL, pool: dict[str, int], port: int | None = None
+) -> tuple[subprocess.Popen[bytes], int]:
     """A pgbouncer that answers, and its port: another where somebody took ours before it did."""
     users, settings, log = folder / "users.txt", folder / "pgbouncer.ini", folder / "log"
     users.write_text(f'"{postgres.username}" "{postgres.password or ""}"\n')
-    host, port = postgres.query.get("host", postgres.host), postgres.query.get("port", postgres.port) or 5432
+    host, beyond = postgres.query.get("host", postgres.host), postgres.query.get("port", postgres.port) or 5432
     for _ in range(5):
-        listen = free_port()
-        settings.write_text(_SETTINGS.format(host=host, port=port, listen=listen, users=users, **pool))
+        listen = port or free_port()
+        settings.write_text(_SETTINGS.format(host=host, port=beyond, listen=listen, users=users, **pool))
         with log.open("w") as out:
             process = subprocess.Popen(
                 [program, str(settings)],
