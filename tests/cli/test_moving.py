@@ -84,7 +84,8 @@ async def test_a_part_that_several_ids_have_is_refused(exarq: Command, engine: A
 @pytest.mark.parametrize(
     ("verb", "columns", "said"),
     [
-        ("retry", {"state": "queued"}, "is queued, so there is nothing to retry"),
+        ("retry", {"state": "queued"}, "is queued, so there is nothing to retry; to have it run now, cancel it first"),
+        ("retry", {"state": "running"}, "is running, so there is nothing to retry"),
         ("retry", {"state": "succeeded"}, "--state succeeded runs it once more"),
         ("delete", {"state": "running"}, "is running; cancel it first"),
         ("delete", {"state": "queued"}, "is queued; cancel it first"),
@@ -257,6 +258,7 @@ async def test_keys_that_are_taken_are_passed_by_and_counted(exarq: Command, eng
         (("retry", "--older-than", "soon"), "'soon' is not an age; write a number and a unit, such as 90s"),
         (("cancel", "--state", "failed"), "no job that is failed can be cancelled, only one that is queued or running"),
         (("delete", "--state", "queued"), "no job that is queued can be deleted"),
+        (("retry", "--state", "retrying"), "; to have it run now, cancel it first"),
         (("delete", "--state", "faild"), "did you mean 'failed'?"),
         (("retry", "short"), "'short' is not a job's id"),
     ],

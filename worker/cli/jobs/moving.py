@@ -16,7 +16,7 @@ from worker.cli.ask import confirm
 from worker.cli.database import migrated_database
 from worker.cli.jobs import ids
 from worker.cli.jobs.listing import check_state
-from worker.cli.jobs.telling import tell_many, tell_one
+from worker.cli.jobs.telling import RUN_NOW, tell_many, tell_one
 from worker.cli.modules import load_jobs
 from worker.cli.options import age
 from worker.cli.output import note, progress
@@ -86,6 +86,8 @@ class Wish:
         if not self.states <= _CAN_BE[self.verb]:
             can = " or ".join(sorted(_CAN_BE[self.verb]))
             advice = "; cancel it first" if self.verb == "delete" else ""
+            if self.verb == "retry" and self.states == {JobState.QUEUED}:
+                advice = RUN_NOW
             raise ArgumentsInvalid(
                 f"no job that is {self.state} can be {_PAST[self.verb]}, only one that is {can}{advice}"
             )

@@ -33,6 +33,8 @@ _YOUNG: Final = (
     "succeeded less than a minute ago, and its worker may still have to ask whether its COMMIT took place, so it stays"
     " until it is a minute old or its worker has stopped"
 )
+RUN_NOW: Final = "; to have it run now, cancel it first"
+"""What somebody can do who wants to retry a job that waits for its next attempt."""
 _MANY: Final = {
     "changed": "had changed meanwhile and were left as they are",
     "final": "had ended already",
@@ -66,7 +68,8 @@ def _why_not(verb: Verb, came: CameTo) -> str:
     if came.outcome == "changed":
         again = "; --state succeeded runs it once more" if (verb, came.state) == ("retry", "succeeded") else ""
         return f"{_is(came)}, so it was left as it is{again}"
-    return _ONE[verb, came.outcome].format(state=came.state, young=_YOUNG)
+    said = _ONE[verb, came.outcome].format(state=came.state, young=_YOUNG)
+    return said + (RUN_NOW if (verb, came.state) == ("retry", "queued") else "")
 
 
 def _is(came: CameTo) -> str:
