@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Callable
@@ -22,6 +23,9 @@ _context.set_forkserver_preload(
         "worker.cli.jobs.moving",
         "worker.cli.jobs.showing",
         "worker.cli.run",
+        "worker.cli.schedules.changing",
+        "worker.cli.schedules.listing",
+        "worker.client",
     ]
 )
 
@@ -72,11 +76,24 @@ def exarq(*args: str) -> None:
     main()
 
 
+def script(path: str, *args: str) -> None:
+    """What `python` does with the name of a script."""
+    sys.argv = [path, *args]
+    runpy.run_path(path, run_name="__main__")
+
+
+def module(name: str, *args: str) -> None:
+    """What `python -m` does with the name of a module."""
+    sys.argv = [name, *args]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
 def _run(place: Place, function: Callable[..., None], *args: Any) -> None:
     os.chdir(place.folder)
     os.environ.clear()
     os.environ.update(place.environment)
-    sys.path.insert(0, str(place.folder))
+    more = place.environment.get("PYTHONPATH")  # which an interpreter reads at its start only
+    sys.path[:0] = [str(place.folder), *(more.split(os.pathsep) if more else [])]
     for number, path, how in (
         (0, place.stdin, os.O_RDONLY),
         (1, place.stdout, os.O_WRONLY | os.O_CREAT | os.O_APPEND),

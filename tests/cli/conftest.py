@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,15 +68,19 @@ class Command:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, *args: str, stdin: str = "", **environment: str) -> Ended:
+        return self.forked(warm.exarq, *args, stdin=stdin, **environment)
+
+    def forked(self, function: Callable[..., None], *args: str, stdin: str = "", **environment: str) -> Ended:
+        """What a process says that was forked to run this function, and how it ends."""
         with tempfile.TemporaryDirectory() as streams:
             given, out, err = (Path(streams, name) for name in ("in", "out", "err"))
             given.write_text(stdin)
-            process = Forked(Place(self.folder, self._environment(environment), given, out, err), warm.exarq, *args)
+            process = Forked(Place(self.folder, self._environment(environment), given, out, err), function, *args)
             code = process.wait(_LIMIT)
             if code is None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                raise AssertionError(f"exarq {args} still runs after {_LIMIT} s:\n{err.read_text()}")
+                raise AssertionError(f"{function.__name__} {args} still runs after {_LIMIT} s:\n{err.read_text()}")
             return Ended(code, out.read_text(), err.read_text())
 
     def cold(self, *args: str, stdin: str = "", **environment: str) -> Ended:

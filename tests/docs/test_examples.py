@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -15,6 +14,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from tests import warm
+from tests.cli.conftest import Command
 from tests.docs.helpers import EXAMPLES, environment, started
 from tests.support import state, until
 
@@ -32,6 +33,12 @@ async def run(shell: dict[str, str], *command: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return str(done.stdout.strip())
+
+
+async def python(shell: dict[str, str], *script: str) -> str:
+    done = await asyncio.to_thread(Command(EXAMPLES, shell).forked, warm.script, *script)
+    assert done.code == 0, done.err
+    return done.out.strip()
 
 
 async def an_order(engine: AsyncEngine) -> int:
@@ -56,9 +63,9 @@ async def test_each_service_has_its_job_run(
 ) -> None:
     by_name, without, by_sql = [await an_order(engine) for _ in range(3)]
     async with started(["exarq", "run"], tmp_path / "worker.log", shell, ready="worker started"):
-        parcel = await run(shell, sys.executable, "sync_service.py")
-        named = await run(shell, sys.executable, "by_name.py", f"{by_name}")
-        unaware = await run(shell, sys.executable, "without_sqlalchemy.py", f"{without}")
+        parcel = await python(shell, "sync_service.py")
+        named = await python(shell, "by_name.py", f"{by_name}")
+        unaware = await python(shell, "without_sqlalchemy.py", f"{without}")
         await enqueued_by_sql(engine, shell, database_url, by_sql)
 
         async def all_have_run() -> bool:
@@ -97,10 +104,3 @@ def test_the_short_examples_are_short() -> None:
 
     assert {"sync_service.py", "by_name.py", "without_sqlalchemy.py", "any_language.sql"} == set(lengths)
     assert max(lengths.values()) < 30, lengths
-
-
-def test_the_documentation_names_every_example() -> None:
-    readme = (EXAMPLES.parents[1] / "README.md").read_text(encoding="utf-8")
-
-    for example in EXAMPLES.iterdir():
-        assert f"docs/examples/{example.name}" in readme

@@ -27,10 +27,12 @@ def shell(database_url: str, redis_url: str) -> dict[str, str]:
 
 
 @pytest.fixture
-async def service(shell: dict[str, str], tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def service(
+    shell: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the service, which was started by its one command."""
-    command = ["uvicorn", "service:app", "--port", "0"]
-    async with started(command, tmp_path / "service.log", shell, ready="Uvicorn running on") as process:
+    command, log, cold = ["uvicorn", "service:app", "--port", "0"], tmp_path / "service.log", hasattr(request, "param")
+    async with started(command, log, shell, ready="Uvicorn running on", cold=cold) as process:
         found = re.search(r"running on (http://[\d.:]+)", process.output)
         assert found is not None
         # An idle connection may be closed by the service while the next request is on its way.
@@ -44,6 +46,7 @@ async def count(engine: AsyncEngine, query: str) -> Any:
         return (await connection.execute(text(query))).scalar_one()
 
 
+@pytest.mark.parametrize("service", ["as by a shell"], indirect=True)
 async def test_an_order_is_stored_with_its_job_and_confirmed_by_it(
     engine: AsyncEngine, service: httpx.AsyncClient, shell: dict[str, str], tmp_path: Path
 ) -> None:
