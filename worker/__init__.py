@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from worker.addresses import database_url
     from worker.client import Client
     from worker.core.context import JobContext, current_job
     from worker.core.errors import (
@@ -104,6 +105,7 @@ __all__ = [
     "add_schedule",
     "cancel",
     "current_job",
+    "database_url",
     "enqueue",
     "enqueue_many",
     "flush_hints",
@@ -120,6 +122,7 @@ __all__ = [
 
 _HOMES = {
     "Client": "worker.client",
+    "database_url": "worker.addresses",
     **dict.fromkeys(("JobContext", "current_job"), "worker.core.context"),
     **dict.fromkeys(("Cancel", "Fail", "Retry", "Snooze"), "worker.core.outcome"),
     "Scheduled": "worker.db.schedules",

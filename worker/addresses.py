@@ -10,9 +10,18 @@ from worker.settings.values import EMBEDDED
 
 
 def database_url(settings: Settings) -> str:
-    """Where PostgreSQL is.
+    """Where PostgreSQL is, for an engine of your own: also where the settings say `embedded`.
 
-    Raises: `SettingsError` when nothing says so, `EmbeddedServerError` when no embedded server runs.
+    Args:
+        settings: as `load_settings()` has them.
+
+    Returns:
+        An address for `create_async_engine`; another driver is set by `make_url(…).set(drivername=…)`.
+
+    Raises:
+        SettingsError: nothing says where it is.
+        EmbeddedServerError: the settings say `embedded`, and no embedded servers are running here.
+
     """
     url = settings.require_database_url()
     return _embedded(settings).database_url if url == EMBEDDED else url

@@ -3,7 +3,7 @@
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from worker import SyncPublisher, job, load_settings
+from worker import SyncPublisher, database_url, job, load_settings
 
 
 class Base(DeclarativeBase): ...
@@ -21,7 +21,7 @@ def send(session: Session, parcel_id: int) -> None:
 
 
 if __name__ == "__main__":
-    engine = create_engine(make_url(load_settings().require_database_url()).set(drivername="postgresql+psycopg"))
+    engine = create_engine(make_url(database_url(load_settings())).set(drivername="postgresql+psycopg"))
     Base.metadata.create_all(engine)
     with sessionmaker(engine, info=SyncPublisher.from_settings().info).begin() as session:
         session.add(parcel := Parcel())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -104,3 +105,13 @@ def test_the_short_examples_are_short() -> None:
 
     assert {"sync_service.py", "by_name.py", "without_sqlalchemy.py", "any_language.sql"} == set(lengths)
     assert max(lengths.values()) < 30, lengths
+
+
+@pytest.mark.parametrize("command", ["python by_name.py 1", "python without_sqlalchemy.py 1", "python sync_service.py"])
+def test_an_example_looks_for_the_servers_of_exarq_dev(tmp_path: Path, command: str) -> None:
+    (tmp_path / "settings.toml").write_text('[database]\nurl = "embedded"\n[redis]\nurl = "embedded"\n')
+    shell = {"EXARQ_SETTINGS": str(tmp_path / "settings.toml"), "PATH": os.environ["PATH"]}
+
+    done = Command(EXAMPLES, shell).forked(warm.script, *command.split()[1:])
+
+    assert "no embedded servers are running here; start them with" in done.err

@@ -1,9 +1,12 @@
 """A FastAPI service that enqueues in its requests' own transactions.
 
-In this folder, with EXARQ_DATABASE_URL and EXARQ_REDIS_URL set, after `exarq db upgrade`:
+In this folder, with `pip install fastapi uvicorn`, and EXARQ_DATABASE_URL and EXARQ_REDIS_URL set:
 
+    exarq db upgrade                           # once
     uvicorn service:app                        # the service
     EXARQ_JOBS_MODULES=orders exarq run        # a worker
+
+Or without servers of yours, both set to `embedded`: `EXARQ_JOBS_MODULES=orders exarq dev`, then the service.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from orders import Base, Order, confirm
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from worker import JobCancelled, JobFailed, Publisher, ResultTimeout, handle_of, load_settings
+from worker import JobCancelled, JobFailed, Publisher, ResultTimeout, database_url, handle_of, load_settings
 
 IN_STOCK = 100
 
@@ -27,7 +30,7 @@ IN_STOCK = 100
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """One engine, one session factory and one publisher for all requests."""
     settings = load_settings()
-    engine = create_async_engine(settings.require_database_url())
+    engine = create_async_engine(database_url(settings))
     publisher = Publisher.from_settings(settings)
     app.state.sessions = async_sessionmaker(engine, expire_on_commit=False, info=publisher.info)
     async with engine.begin() as connection:
