@@ -1,13 +1,17 @@
-"""`exarq dev` says so when it cannot see the code change."""
+"""`exarq dev` says what it sees change, once, and so when it cannot see the code change."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import watchfiles
 
-from worker.cli.dev import _watch_or_tell
+from tests.support import until
+from worker.cli.dev import _watch, _watch_or_tell
 from worker.settings import Settings
 from worker.supervise.parent import Parent
 
@@ -24,3 +28,29 @@ async def test_code_that_cannot_be_watched_is_told(
 
     said = capsys.readouterr().err
     assert "changes of the code are not seen any more: OS file watch limit reached" in said
+
+
+async def test_a_change_is_told_once(
+    settings: Settings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renewed: list[bool] = []
+    parent = Parent(settings, [])
+    monkeypatch.setattr(parent, "renew", lambda: renewed.append(True))
+    caplog.set_level(logging.INFO)
+
+    def changes() -> list[bool]:
+        (tmp_path / "shop.py").write_text(f"# {len(renewed)}")
+        return renewed
+
+    watching = asyncio.create_task(_watch(tmp_path, parent))
+    await until(changes, "a change is seen")
+    watching.cancel()
+    with suppress(asyncio.CancelledError):
+        await watching
+
+    assert "note: shop.py changed; the worker starts anew" in capsys.readouterr().err
+    assert "detected" not in caplog.text

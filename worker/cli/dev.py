@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,8 @@ async def _is_migrated(engine: AsyncEngine, *, otherwise: bool) -> bool:
 
 async def _watch(project: Path, parent: Parent) -> None:
     from watchfiles import PythonFilter, awatch
+
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts the changes that are named below
 
     class Code(PythonFilter):
         ignore_dirs = (*PythonFilter.ignore_dirs, NAME)
