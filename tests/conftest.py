@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 _FIRST: Final = (
     ("tests/chaos/test_twins.py",),
     ("tests/chaos/test_twins.py",),
-    ("tests/db/machine", "tests/test_readme.py", "tests/test_pytest_plugin.py", "tests/cli/test_fuzz.py"),
+    ("tests/db/machine", "tests/docs/test_readme.py", "tests/test_pytest_plugin.py", "tests/cli/test_fuzz.py"),
     ("tests/life/test_demo.py", "tests/jobs/test_export.py", "tests/flow/test_races.py", "tests/core/test_fuzz"),
 )
 
