@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.docs.helpers import EXAMPLES, environment, started
 from tests.docs.pages import DOCS, README, Reader, blocks, commands
 from tests.servers import TestServers
+from tests.support import a_job
+from worker.db.models import Attempt
 
 pytestmark = pytest.mark.timeout(300)  # processes start slowly on a loaded machine
+
+TWO_SECONDS = timedelta(seconds=2)
 
 
 async def test_the_schedules(engine: AsyncEngine, reader: Reader) -> None:
@@ -79,6 +85,18 @@ async def test_the_enqueue_by_sql(engine: AsyncEngine) -> None:
         found = (await connection.execute(text("SELECT name, args, unique_key, priority FROM exarq.job"))).all()
 
     assert [tuple(row) for row in found] == [("app.charge", {"invoice_id": 1}, "invoice-1", 0)]
+
+
+async def test_the_look_for_what_held_the_loop(engine: AsyncEngine) -> None:
+    job = await a_job(engine, name="app.charge")
+    (sql,) = blocks(DOCS / "legacy.md", "sql")
+
+    async with engine.begin() as connection:
+        kept = insert(Attempt).values(job_id=job, token=uuid4(), number=1, ending="succeeded", blocked=TWO_SECONDS)
+        await connection.execute(kept)
+        found = (await connection.execute(text(sql))).all()
+
+    assert [tuple(row) for row in found] == [("app.charge", TWO_SECONDS)]
 
 
 def test_the_tests(servers: TestServers, tmp_path: Path) -> None:
