@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager, suppress
@@ -43,6 +44,8 @@ from worker.upkeep.heartbeat import Heartbeat
 
 _WORK: Final = "exarq.work"
 _SPARE_THREADS: Final = 4
+_TURN_TO_END: Final = 0.5
+"""Seconds in which a thread that has nothing to do any more has ended."""
 
 Obey: TypeAlias = Callable[[Callable[[bool], None]], None]
 """Is given the function that stops a worker, and calls it when somebody else than a signal asks for it."""
@@ -302,9 +305,13 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 
 def leave_threads_behind(code: int = 0) -> None:
     """End the process now if jobs have left threads that still work: the interpreter would wait for each of them."""
-    left = [thread.name for thread in threading.enumerate() if not thread.daemon and thread.name != "MainThread"]
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread.name != "MainThread"]
+    over = time.monotonic() + _TURN_TO_END
+    for thread in others:  # those of a closed pool, which has looked names up, are about to end
+        thread.join(max(over - time.monotonic(), 0))
+    left = tuple(thread.name for thread in others if thread.is_alive())
     if left:
-        emit(ThreadsLeft(threads=tuple(left)))
+        emit(ThreadsLeft(threads=left))
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)
