@@ -63,6 +63,7 @@ class Codec(Generic[T]):
 
     def __init__(self, annotation: Any, what: str = "values") -> None:
         self._what = what
+        # Its validator and its serializer are called themselves: every enqueue would pay for a layer that adds nothing.
         # As a NewType even a dataclass or TypedDict takes our configuration where it has none of its own.
         self._adapter: TypeAdapter[T] = TypeAdapter(cast("Any", NewType)("Stored", annotation), config=_CONFIG)
 
@@ -90,7 +91,7 @@ class Codec(Generic[T]):
             TooLarge: it takes more than 1 MiB.
 
         """
-        return self._write(self._adapter.validate_python(value, by_alias=True, by_name=True))
+        return self._write(self._adapter.validator.validate_python(value, by_alias=True, by_name=True))
 
     def decode(self, text: str) -> T:
         """The value of a stored text.
@@ -104,7 +105,7 @@ class Codec(Generic[T]):
     def _write(self, value: T) -> str:
         try:
             # round_trip, and names instead of aliases: what is written is what validation accepts.
-            data = self._adapter.dump_json(value, by_alias=False, round_trip=True, warnings="error")
+            data = self._adapter.serializer.to_json(value, by_alias=False, round_trip=True, warnings="error")
         except Exception as error:  # serializers are code of anybody
             raise NotStorable(f"{self._what}: {_reason(self._adapter, value, error)}") from error
         if len(data) > LIMIT:

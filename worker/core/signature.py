@@ -94,9 +94,11 @@ class Signature:
                 f"{self._name}: takes at most {len(by_position)} arguments by position, got {len(args)}"
             )
         given = dict(zip(by_position, args, strict=False))
-        if twice := given.keys() & kwargs.keys():
-            raise ArgumentsInvalid(f"{self._name}: argument {min(twice)} is given twice")
-        return self.bind_mapping(given | kwargs)
+        if kwargs:
+            if twice := given.keys() & kwargs.keys():
+                raise ArgumentsInvalid(f"{self._name}: argument {min(twice)} is given twice")
+            given |= kwargs
+        return self.bind_mapping(given)
 
     def bind_mapping(self, arguments: Mapping[str, Any]) -> str:
         """Like `bind`, for arguments by name.
