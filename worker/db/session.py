@@ -161,7 +161,8 @@ def joining(attempt: AttemptTransaction) -> dict[str, Any]:
     return {ATTEMPT: attempt}
 
 
-@event.listens_for(AttemptSession, "after_commit")
+# Before all others: what was enqueued is published only once nothing can take the commit back.
+@event.listens_for(AttemptSession, "after_commit", insert=True)
 def _keep(session: AttemptSession) -> None:
     if session.attempt is not None and not session.in_nested_transaction():
         session.attempt.keep()

@@ -120,10 +120,6 @@ def publish_after_commit(
     pending = session.info.get(_PENDING)
     if pending is None:
         pending = session.info[_PENDING] = _Pending(destination)
-        event.listen(session, "before_commit", _committing)
-        event.listen(session, "after_commit", _committed)
-        event.listen(session, "after_soft_rollback", _rolled_back)
-        event.listen(session, "after_transaction_end", _ended)
     pending.destination = destination
     pending.loop = _running_loop()
     pending.connection = connection
@@ -139,14 +135,20 @@ def was_rolled_back(transaction: Transaction) -> bool:
 _undone: WeakSet[Transaction] = WeakSet()
 
 
+# For all sessions, for to add these to each that enqueues took a tenth of an enqueue. Most sessions enqueue nothing.
+
+
+@event.listens_for(Session, "before_commit")
 def _committing(session: Session) -> None:
-    session.info[_PENDING].committing = not session.in_nested_transaction()
+    if (pending := session.info.get(_PENDING)) is not None:
+        pending.committing = not session.in_nested_transaction()
 
 
+@event.listens_for(Session, "after_commit")
 def _committed(session: Session) -> None:
-    if session.in_nested_transaction():
-        return  # a savepoint's release
-    pending: _Pending = session.info[_PENDING]
+    pending: _Pending | None = session.info.get(_PENDING)
+    if pending is None or session.in_nested_transaction():
+        return  # enqueues nothing, or a savepoint's release
     hints = pending.take()
     joined = pending.connection is not None and pending.connection.in_transaction()
     # Joined: an outer transaction goes on and may still roll back; reconcile publishes what it commits.
@@ -170,14 +172,17 @@ def _publish(pending: _Pending, hints: list[Publishable]) -> None:
         report_unsent(hints, f"{type(error).__name__}: {error}")
 
 
+@event.listens_for(Session, "after_soft_rollback")
 def _rolled_back(session: Session, previous: SessionTransaction) -> None:
-    session.info[_PENDING].forget(previous)
+    if (pending := session.info.get(_PENDING)) is not None:
+        pending.forget(previous)
 
 
+@event.listens_for(Session, "after_transaction_end")
 def _ended(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is not None:
+    pending: _Pending | None = session.info.get(_PENDING)
+    if pending is None or transaction.parent is not None:
         return
-    pending: _Pending = session.info[_PENDING]
     pending.take()
     begun, pending.transaction = pending.transaction, None
     # A joined one goes on; one whose COMMIT was sent may have committed, whatever was answered.
