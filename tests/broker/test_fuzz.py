@@ -36,7 +36,7 @@ like_ids = ids | ids.map(bytes.upper) | st.uuids().map(lambda found: found.hex.e
 payloads = st.one_of(
     st.binary(max_size=60),
     st.builds(
-        lambda name, at: Hint(HERE, name, "default", 0, at, HERE, DEFAULT_PRIORITY).payload.encode(),
+        lambda name, at: Hint.due(HERE, name, "default", 0, at, HERE, DEFAULT_PRIORITY).payload.encode(),
         st.text(),
         st.integers(),
     ),

@@ -49,10 +49,10 @@ def test_an_id_we_never_write_is_not_ours(raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("raw", "payload", "owner"),
     [
-        (OURS, Hint(SEVEN, "a.b", "default", 0, 1, HERE, DEFAULT_PRIORITY).payload.encode(), Owner.US),
+        (OURS, Hint.due(SEVEN, "a.b", "default", 0, 1, HERE, DEFAULT_PRIORITY).payload.encode(), Owner.US),
         (
             OURS,
-            Hint(SEVEN, "a.b", "default", 0, 1, FOUR, DEFAULT_PRIORITY).payload.encode(),
+            Hint.due(SEVEN, "a.b", "default", 0, 1, FOUR, DEFAULT_PRIORITY).payload.encode(),
             Owner.ANOTHER_INSTALLATION,
         ),
         (OURS, None, Owner.US),
@@ -99,7 +99,7 @@ def test_whatever_stands_beside_an_id_it_is_not_ours_without_our_mark(payload: b
 
 @given(st.text(), st.text(), st.integers(0, 2**53), st.uuids())
 def test_a_payload_is_json_for_any_name(name: str, queue: str, enqueued_ms: int, installation: UUID) -> None:
-    payload = Hint(uuid7(), name, queue, 0.0, enqueued_ms, installation, DEFAULT_PRIORITY).payload
+    payload = Hint.due(uuid7(), name, queue, 0.0, enqueued_ms, installation, DEFAULT_PRIORITY).payload
 
     assert json.loads(payload) == {"t": None, "f": name, "a": [], "k": {}, "et": enqueued_ms, "x": str(installation)}
     assert owner_of(OURS, payload.encode("utf-8"), installation) is Owner.US

@@ -20,7 +20,7 @@ LEASE: Final = timedelta(seconds=10)
 
 
 def a_hint(priority: int, due_in: float = -1.0) -> Hint:
-    return Hint(uuid7(), "tests.noop", "default", due_in, 1, HERE, priority)
+    return Hint.due(uuid7(), "tests.noop", "default", due_in, 1, HERE, priority)
 
 
 def raw(hint: Hint) -> bytes:

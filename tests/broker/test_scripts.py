@@ -24,7 +24,7 @@ HERE = uuid4()
 
 
 def a_hint(due_in: float = 0.0, queue: str = "default", job_id: UUID | None = None) -> Hint:
-    return Hint(job_id or uuid7(), "tests.noop", queue, due_in, 1_700_000_000_123, HERE, DEFAULT_PRIORITY)
+    return Hint.due(job_id or uuid7(), "tests.noop", queue, due_in, 1_700_000_000_123, HERE, DEFAULT_PRIORITY)
 
 
 def raw(hint: Hint) -> bytes:
@@ -48,14 +48,15 @@ async def wakes(redis: ArqRedis, queue: str = "default") -> int:
 
 
 async def test_publish_scores_a_hint_with_the_servers_own_time_and_the_delay(broker: ArqRedis) -> None:
+    before = await now_ms(broker)
     hint = a_hint(due_in=5.0)
 
-    before = await now_ms(broker)
     put = await scripts.publish(broker, [hint], lease=LEASE)
     after = await now_ms(broker)
 
     assert put == 1
-    assert before + 5000 <= (await hints(broker))[str(hint.job_id)] <= after + 5000
+    rounded = 2  # the delay and the server's time, each to a whole millisecond
+    assert before + 5000 - rounded <= (await hints(broker))[str(hint.job_id)] <= after + 5000 + rounded
 
 
 async def test_overdue_hints_are_put_in_the_order_in_which_they_were_due(broker: ArqRedis) -> None:
@@ -76,6 +77,26 @@ async def test_a_payload_is_arqs_own_layout_as_json_and_has_no_arguments(broker:
     read: Any = deserialize_job_raw(payload, deserializer=json.loads)
     assert read == ("tests.noop", [], {}, None, 1_700_000_000_123)
     assert json.loads(payload)["x"] == str(HERE)
+
+
+async def test_hints_that_go_together_keep_what_is_their_own(broker: ArqRedis) -> None:
+    due, later = -5.0, 20.0
+    told = {
+        Hint.due(uuid7(), name, "default", due_in, enqueued_ms, HERE, DEFAULT_PRIORITY): due_in
+        for name in ("tests.one", "tests.other")
+        for due_in in (due, later)
+        for enqueued_ms in (1, 2)
+    }
+
+    now = await now_ms(broker)
+    put = await scripts.publish(broker, list(told), lease=LEASE)
+
+    assert put == len(told)
+    scores = await hints(broker)
+    for hint, due_in in told.items():
+        payload = json.loads(await broker.get(PAYLOAD_PREFIX + str(hint.job_id)) or "")
+        assert (payload["f"], payload["et"]) == (hint.name, hint.enqueued_ms)
+        assert (scores[str(hint.job_id)] > now) == (due_in == later)
 
 
 async def test_arqs_own_client_lists_what_was_published(broker: ArqRedis) -> None:

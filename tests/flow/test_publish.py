@@ -30,7 +30,7 @@ HERE = uuid7()
 
 
 def a_hint() -> Hint:
-    return Hint(uuid7(), "tests.noop", "default", 0.0, 1, HERE, DEFAULT_PRIORITY)
+    return Hint.due(uuid7(), "tests.noop", "default", 0.0, 1, HERE, DEFAULT_PRIORITY)
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ async def test_what_plain_arq_code_enqueues_runs_there_too_and_what_is_not_ours_
         async with a_stock_pool(own_redis.url) as pool:
             job = await pool.enqueue_job("tests.note", "plain")
             refused = await pool.enqueue_job("tests.note", 7)
-            theirs = Hint(uuid7(), "theirs", "default", -1.0, 1, uuid7(), DEFAULT_PRIORITY)
+            theirs = Hint.due(uuid7(), "theirs", "default", -1.0, 1, uuid7(), DEFAULT_PRIORITY)
             async with aclosing(connect(own_redis.url, timeout=timedelta(seconds=5))) as redis:
                 await publish(redis, [theirs], lease=timedelta(seconds=2))
             assert job is not None

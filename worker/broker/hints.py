@@ -5,33 +5,52 @@ from __future__ import annotations
 import functools
 import json
 import re
-from dataclasses import dataclass
+import time
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """What publishing needs to know of a job; `due_in` is in seconds and may be negative."""
+class Hint(NamedTuple):
+    """What publishing needs to know of a job; `due_at` is on this process's monotonic clock, and never leaves it."""
 
     job_id: UUID
     name: str
     queue: str
-    due_in: float
+    due_at: float
     enqueued_ms: int
     installation: UUID
     priority: int
 
+    @classmethod
+    def due(
+        cls,
+        job_id: UUID,
+        name: str,
+        queue: str,
+        due_in: float,
+        enqueued_ms: int,
+        installation: UUID,
+        priority: int,
+    ) -> Hint:
+        """The hint of a job that is due in so many seconds from now, which may be negative."""
+        return cls(job_id, name, queue, time.monotonic() + due_in, enqueued_ms, installation, priority)
+
+    @property
+    def due_in(self) -> float:
+        """In how many seconds from now it is due; negative where it is overdue."""
+        return self.due_at - time.monotonic()
+
     @property
     def payload(self) -> str:
         """ARQ's fields, as JSON, with `x` for the database that holds the truth; never the arguments."""
-        return _payload(self.name, self.enqueued_ms, self.installation)
+        return payload_of(self.name, self.enqueued_ms, self.installation)
 
 
 @functools.lru_cache(maxsize=256)  # jobs that are enqueued together have the same
-def _payload(name: str, enqueued_ms: int, installation: UUID) -> str:
+def payload_of(name: str, enqueued_ms: int, installation: UUID) -> str:
+    """What lies beside the hint of such a job."""
     fields: dict[str, Any] = {"t": None, "f": name, "a": [], "k": {}, "et": enqueued_ms, "x": str(installation)}
     return json.dumps(fields, separators=(",", ":"))
 

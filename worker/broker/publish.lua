@@ -6,24 +6,29 @@
 -- ARGV[3] prefix of the payload keys
 -- ARGV[4] how long a payload outlives its due time (ms)
 -- ARGV[5] prefix of the keys by which ARQ's loop says that it runs a job
--- ARGV[6…] for each hint: job id, delay (ms, may be negative), payload
+-- ARGV[6…] for all hints that are alike: delay (ms, may be negative), payload, their job ids with spaces between them
 -- returns how many hints were put
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function is_astray(id, due)
+  local score = redis.call('ZSCORE', KEYS[1], id)
+  redis.call('DEL', ARGV[5] .. id) -- it waits: who had picked it is dead, or loses the claim
+  return not score or tonumber(score) > math.max(due, now) + ARGV[2]
+end
+
 local put = 0
 for i = 6, #ARGV, 3 do
-  local id, delay, payload = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
+  local delay, payload = tonumber(ARGV[i]), ARGV[i + 1]
   local due = now + delay
-  local wanted = ARGV[1] == 'always'
-  if not wanted then
-    local score = redis.call('ZSCORE', KEYS[1], id)
-    wanted = not score or tonumber(score) > math.max(due, now) + ARGV[2]
-    redis.call('DEL', ARGV[5] .. id) -- it waits: who had picked it is dead, or loses the claim
-  end
-  if wanted then
-    redis.call('ZADD', KEYS[1], string.format('%.0f', due), id)
-    redis.call('SET', ARGV[3] .. id, payload, 'PX', string.format('%.0f', math.max(delay, 0) + ARGV[4]))
-    put = put + 1
+  local score = string.format('%.0f', due)
+  local kept = string.format('%.0f', math.max(delay, 0) + ARGV[4])
+  for id in string.gmatch(ARGV[i + 2], '%S+') do
+    if ARGV[1] == 'always' or is_astray(id, due) then
+      redis.call('ZADD', KEYS[1], score, id)
+      redis.call('SET', ARGV[3] .. id, payload, 'PX', kept)
+      put = put + 1
+    end
   end
 end
 if put > 0 and redis.call('LLEN', KEYS[2]) == 0 then

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from worker.broker.hints import Hint
+from worker.broker.hints import Hint, payload_of
 from worker.broker.keys import LANE_PREFIX, PAYLOAD_PREFIX, lane_key, queue_key, wake_key
 from worker.core.priority import DEFAULT_PRIORITY, STEP
 from worker.observe.events import QueueKeyTaken, emit
@@ -86,14 +88,24 @@ def publish_now(redis: Redis, hints: Sequence[Hint], *, lease: timedelta) -> int
 
 def _add_hints(pipe: Any, hints: Sequence[Hint], lease: timedelta, mode: str) -> list[str]:
     """Add one call for each lane to a pipeline of either kind; returns the queue of each."""
-    lanes = sorted({(hint.queue, hint.priority) for hint in hints})
-    for queue, priority in lanes:
+    lanes = _alike(hints)
+    for (queue, priority), groups in lanes.items():
         arguments: list[Any] = [mode, _ms(lease), PAYLOAD_PREFIX, _PAYLOAD_OUTLIVES_MS, in_progress_key_prefix]
-        for hint in hints:
-            if hint.queue == queue and hint.priority == priority:
-                arguments += (str(hint.job_id), round(hint.due_in * 1000), hint.payload)
+        for (delay, *enqueued), ids in groups.items():
+            arguments += (delay, payload_of(*enqueued), " ".join(ids))
         pipe.eval(_PUBLISH, 2, lane_key(queue, priority), wake_key(queue), *arguments)
     return [queue for queue, _ in lanes]
+
+
+def _alike(hints: Sequence[Hint]) -> dict[tuple[str, int], dict[tuple[int, str, int, UUID], list[str]]]:
+    """The ids by lane, and by what they share: what is enqueued together is due together, with one payload."""
+    now = time.monotonic()
+    lanes: dict[tuple[str, int], dict[tuple[int, str, int, UUID], list[str]]] = {}
+    for job_id, name, queue, due_at, enqueued_ms, installation, priority in hints:
+        groups = lanes.setdefault((queue, priority), {})
+        alike = (round((due_at - now) * 1000), name, enqueued_ms, installation)
+        groups.setdefault(alike, []).append(str(job_id))
+    return lanes
 
 
 def _put(queue: str, reply: Any) -> int:

@@ -166,7 +166,7 @@ def _hints(work: Work, jobs: Any) -> list[Hint]:
 
 def _hint(work: Work, job: Adopted) -> Hint:
     due_in, at = job.wait.total_seconds(), ms_of(job.enqueued_at)
-    return Hint(job.id, job.name, job.queue, due_in, at, work.installation, job.priority)
+    return Hint.due(job.id, job.name, job.queue, due_in, at, work.installation, job.priority)
 
 
 async def _end_expired(work: Work, redis: ArqRedis, queue: str, arq_ids: list[str]) -> None:

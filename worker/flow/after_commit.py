@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, TypeAlias
 from weakref import WeakSet
@@ -41,17 +41,11 @@ class Outbox:
 
     def __init__(self, refusal: str | None = None) -> None:
         self.refusal = refusal
-        self._hints: list[tuple[Publishable, float]] = []
+        self.hints: list[Publishable] = []
 
     def publish(self, hints: Iterable[Publishable]) -> None:
         """Keep these."""
-        now = time.monotonic()
-        self._hints += [(hint, now) for hint in hints]
-
-    @property
-    def hints(self) -> list[Publishable]:
-        """What was kept, due as of now."""
-        return [_as_of_now(hint, kept) for hint, kept in self._hints]
+        self.hints += hints
 
 
 Destination: TypeAlias = Publisher | SyncPublisher | Outbox
@@ -66,22 +60,17 @@ class _Pending:
     connection: Connection | None = None
     transaction: Transaction | None = None
     committing: bool = False
-    hints: list[tuple[Publishable, float, SessionTransaction | None]] = field(default_factory=list)
+    written: list[tuple[Sequence[Publishable], SessionTransaction | None]] = field(default_factory=list)
 
     def add(self, hints: Sequence[Publishable], written_in: SessionTransaction | None) -> None:
-        now = time.monotonic()
-        self.hints += [(hint, now, written_in) for hint in hints]
+        self.written.append((hints, written_in))
 
     def forget(self, rolled_back: SessionTransaction) -> None:
-        self.hints = [entry for entry in self.hints if not _within(entry[2], rolled_back)]
+        self.written = [entry for entry in self.written if not _within(entry[1], rolled_back)]
 
     def take(self) -> list[Publishable]:
-        taken, self.hints = self.hints, []
-        return [_as_of_now(hint, written) for hint, written, _ in taken]
-
-
-def _as_of_now(hint: Publishable, written: float) -> Publishable:
-    return replace(hint, due_in=hint.due_in - (time.monotonic() - written)) if isinstance(hint, Hint) else hint
+        taken, self.written = self.written, []
+        return [hint for hints, _ in taken for hint in hints]
 
 
 def destination_of(session: Session) -> Destination:
@@ -116,7 +105,8 @@ def publish_after_commit(
     session: Session, connection: Connection, destination: Destination, hints: Sequence[Publishable]
 ) -> None:
     """Publish these once the outermost transaction on `connection` has committed; forget them where it rolls back."""
-    hints = [hint for hint in hints if not isinstance(hint, Hint) or hint.due_in <= HORIZON.total_seconds()]
+    horizon = time.monotonic() + HORIZON.total_seconds()
+    hints = [hint for hint in hints if not isinstance(hint, Hint) or hint.due_at <= horizon]
     pending = session.info.get(_PENDING)
     if pending is None:
         pending = session.info[_PENDING] = _Pending(destination)
@@ -183,7 +173,7 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
     pending: _Pending | None = session.info.get(_PENDING)
     if pending is None or transaction.parent is not None:
         return
-    pending.take()
+    pending.written = []
     begun, pending.transaction = pending.transaction, None
     # A joined one goes on; one whose COMMIT was sent may have committed, whatever was answered.
     if begun is not None and not begun.is_active and not pending.committing:

@@ -173,7 +173,7 @@ def outcome_of_error(work: Work, run: Run, error: BaseException) -> Outcome:
 def hints_of(moved: Iterable[Moved], installation: UUID) -> list[Hint]:
     """The hints of those that wait again and are due soon."""
     return [
-        Hint(
+        Hint.due(
             job.job_id,
             job.name,
             job.queue,

@@ -145,7 +145,7 @@ def _insert_plain(
     }
     rows = connection.execute(ENQUEUE, parameters).all()
     hints = [
-        Hint(id_, of_id[id_].name, of_id[id_].queue, due_in, int(enqueued_ms), installation, DEFAULT_PRIORITY)
+        Hint.due(id_, of_id[id_].name, of_id[id_].queue, due_in, int(enqueued_ms), installation, DEFAULT_PRIORITY)
         for id_, due_in, enqueued_ms, installation in rows
     ]
     return [Handle(id_, call.name, "created", origin, call.signature) for id_, call in of_id.items()], hints

@@ -79,7 +79,9 @@ def _retry(session: Session, job_id: UUID) -> Retrial:
 
 def hint_of(again: Again) -> Hint:
     """The hint of a job that is due now."""
-    return Hint(again.job_id, again.name, again.queue, 0.0, int(again.enqueued_ms), again.installation, again.priority)
+    return Hint.due(
+        again.job_id, again.name, again.queue, 0.0, int(again.enqueued_ms), again.installation, again.priority
+    )
 
 
 def came_to(

@@ -196,4 +196,4 @@ def _arrays(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def _hint(
     name: str, queue: str, priority: int, id_: UUID, due_in: float, enqueued_ms: float, installation: UUID
 ) -> Hint:
-    return Hint(id_, name, queue, due_in, int(enqueued_ms), installation, priority)
+    return Hint.due(id_, name, queue, due_in, int(enqueued_ms), installation, priority)

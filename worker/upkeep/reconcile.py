@@ -67,6 +67,6 @@ async def _publish_astray(work: Work, redis: ArqRedis, page: list[reads.Waiting]
 def hints_of(work: Work, jobs: Iterable[reads.Waiting]) -> list[Hint]:
     """What Redis is to know of these jobs."""
     return [
-        Hint(job.id, job.name, job.queue, job.due_in, ms_of(job.enqueued_at), work.installation, job.priority)
+        Hint.due(job.id, job.name, job.queue, job.due_in, ms_of(job.enqueued_at), work.installation, job.priority)
         for job in jobs
     ]
