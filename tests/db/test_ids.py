@@ -7,7 +7,7 @@ from uuid import RFC_4122
 
 import pytest
 
-from worker.db.ids import adopted_id, is_adopted, uuid7
+from worker.db.ids import adopted_id, is_adopted, uuid7, uuid7s
 
 
 def test_an_id_says_that_it_is_a_version_7_uuid() -> None:
@@ -37,6 +37,13 @@ def test_ids_of_later_milliseconds_sort_later(monkeypatch: pytest.MonkeyPatch) -
     for millisecond in range(1_700_000_000_000, 1_700_000_000_500):
         monkeypatch.setattr(time, "time_ns", lambda ms=millisecond: ms * 1_000_000)
         drawn.append(uuid7())
+
+    assert drawn == sorted(drawn)
+    assert [str(one) for one in drawn] == sorted(str(one) for one in drawn)
+
+
+def test_ids_that_are_drawn_together_are_in_order() -> None:
+    drawn = uuid7s(1000)
 
     assert drawn == sorted(drawn)
     assert [str(one) for one in drawn] == sorted(str(one) for one in drawn)

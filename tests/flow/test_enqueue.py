@@ -81,6 +81,33 @@ async def test_many_are_written_with_one_statement_and_answered_in_their_order(
     assert len([one for one in statements if "INSERT" in one]) == 1
 
 
+async def test_many_that_differ_in_their_arguments_only_wait_in_their_order_in_both_stores(
+    engine: AsyncEngine, sessions: Sessions, publisher: Publisher, redis: ArqRedis
+) -> None:
+    numbers = list(range(500))
+
+    async with sessions.begin() as session:
+        handles = await enqueue_many(session, [CHARGE.call(number) for number in numbers])
+    await publisher.flush()
+
+    async with engine.connect() as connection:
+        waiting = await connection.execute(text("SELECT args -> 'invoice' FROM exarq.job ORDER BY run_at, id"))
+        assert list(waiting.scalars()) == numbers
+    assert list(await hints(redis, "billing")) == [str(handle.id) for handle in handles]
+
+
+async def test_many_that_are_due_later_alike_are_due_as_the_call_says(engine: AsyncEngine, sessions: Sessions) -> None:
+    at = datetime(2040, 1, 2, 3, 4, tzinfo=UTC)
+
+    async with sessions.begin() as session:
+        later = await enqueue_many(session, [CHARGE.options(delay=60).call(number) for number in range(3)])
+        then = await enqueue_many(session, [CHARGE.options(run_at=at).call(number) for number in range(3)])
+
+    delayed = [await row(engine, handle.id) for handle in later]
+    assert {found.run_at - found.enqueued_at for found in delayed} == {timedelta(seconds=60)}
+    assert {(await row(engine, handle.id)).run_at for handle in then} == {at}
+
+
 async def test_nothing_to_enqueue_begins_nothing(sessions: Sessions) -> None:
     async with sessions() as session:
         handles = await enqueue_many(session, [])

@@ -17,7 +17,7 @@ def uuid7() -> UUID:
 
 
 def uuid7s(count: int) -> list[UUID]:
-    """As many of this millisecond; the system is asked for randomness once."""
+    """As many of this millisecond, in their order; the system is asked for randomness once."""
     return _drawn(count, version=7)
 
 
@@ -34,4 +34,5 @@ def is_adopted(job_id: UUID) -> bool:
 def _drawn(count: int, version: int) -> list[UUID]:
     now = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | version << 76 | 0x2 << 62
     drawn = os.urandom(10 * count)
-    return [UUID(int=now | int.from_bytes(drawn[at : at + 10]) & _RANDOM) for at in range(0, 10 * count, 10)]
+    lasts = sorted(int.from_bytes(drawn[at : at + 10]) & _RANDOM for at in range(0, 10 * count, 10))
+    return [UUID(int=now | last) for last in lasts]

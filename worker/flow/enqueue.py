@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack, overload
+from uuid import UUID
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,7 +21,7 @@ from worker.core.registry import default_registry
 from worker.db.failures import schema_needed
 from worker.db.ids import uuid7s
 from worker.db.models import Job
-from worker.db.statements.enqueue import ENQUEUE
+from worker.db.statements.enqueue import ENQUEUE, ENQUEUE_ALIKE
 from worker.flow import unique
 from worker.flow.after_commit import destination_of, publish_after_commit
 from worker.flow.call import Call, EnqueueOptions, template
@@ -95,6 +97,8 @@ def enqueue_many(session: SyncSession, calls: Iterable[Call]) -> list[Handle[Any
 def enqueue_many(session: AsyncSession | SyncSession, calls: Iterable[Call]) -> Any:
     """Enqueue all of these with one statement, a few where keys are taken; the handles come in the same order.
 
+    Those that differ in their arguments only wait in that order, too.
+
     Args:
         session: the caller's session, in whose transaction the jobs are written; with a sync one, nothing is awaited.
         calls: made by `fn.call(…)` or `fn.options(…).call(…)`.
@@ -134,9 +138,32 @@ def _enqueue(session: Session, calls: Sequence[Call]) -> list[Handle]:
 def _insert_plain(
     connection: Connection, calls: Sequence[Call], origin: Origin
 ) -> tuple[list[Handle[Any]], list[Hint]]:
-    of_id = dict(zip(uuid7s(len(calls)), calls, strict=True))
+    ids = uuid7s(len(calls))
+    insert = _insert_alike if all(_are_alike(call, calls[0]) for call in calls) else _insert_each
+    hints = insert(connection, ids, calls)
+    called = zip(ids, calls, strict=True)
+    return [Handle(id_, call.name, "created", origin, call.signature) for id_, call in called], hints
+
+
+def _insert_alike(connection: Connection, ids: Sequence[UUID], calls: Sequence[Call]) -> list[Hint]:
+    name, queue = calls[0].name, calls[0].queue
     parameters = {
-        "ids": list(of_id),
+        "ids": ids,
+        "argss": [call.args for call in calls],
+        "all_name": name,
+        "all_queue": queue,
+        "all_delay": calls[0].delay,
+        "all_at": calls[0].run_at,
+    }
+    due_in, enqueued_ms, installation = connection.execute(ENQUEUE_ALIKE, parameters).one()
+    due_at, enqueued_ms = time.monotonic() + due_in, int(enqueued_ms)
+    return [Hint(id_, name, queue, due_at, enqueued_ms, installation, DEFAULT_PRIORITY) for id_ in ids]
+
+
+def _insert_each(connection: Connection, ids: Sequence[UUID], calls: Sequence[Call]) -> list[Hint]:
+    of_id = dict(zip(ids, calls, strict=True))
+    parameters = {
+        "ids": ids,
         "names": [call.name for call in calls],
         "queues": [call.queue for call in calls],
         "argss": [call.args for call in calls],
@@ -144,8 +171,14 @@ def _insert_plain(
         "ats": [call.run_at for call in calls],
     }
     rows = connection.execute(ENQUEUE, parameters).all()
-    hints = [
+    return [
         Hint.due(id_, of_id[id_].name, of_id[id_].queue, due_in, int(enqueued_ms), installation, DEFAULT_PRIORITY)
         for id_, due_in, enqueued_ms, installation in rows
     ]
-    return [Handle(id_, call.name, "created", origin, call.signature) for id_, call in of_id.items()], hints
+
+
+def _are_alike(one: Call, other: Call) -> bool:
+    """Whether they differ in nothing but their arguments."""
+    return (
+        one.name == other.name and one.queue == other.queue and one.delay == other.delay and one.run_at == other.run_at
+    )
