@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine, Iterable
 from datetime import timedelta
 from functools import partial
@@ -21,10 +20,6 @@ from worker.observe.events import StepFailed, emit
 _BACK_OFF: Final = timedelta(seconds=1)
 _MOST_UNSTORED: Final = 1_000
 _AFTER_CANCEL: Final = timedelta(milliseconds=500)
-# A claim costs as much for one job as for some; where the loop is busy, more slots are free by the time it has a moment
-_WORTH_A_CLAIM: Final = 0.25  # of all slots
-_MOMENT: Final = timedelta(milliseconds=1)
-_MOST_MOMENTS: Final = 8
 
 
 class Pump:
@@ -136,17 +131,10 @@ class Pump:
             await self._until(self._claimer.wait())
 
     async def _room(self) -> int:
-        """How many slots are free, as soon as one is; a busy loop lets some moments pass, so that it is more."""
+        """How many slots are free, as soon as one is; a busy loop makes a claim take long, and then it is more."""
         if not self._free:
             self._slot_freed.clear()
             await self._until(self._slot_freed.wait())
-        for _ in range(_MOST_MOMENTS):
-            before = time.monotonic()
-            if self._free >= self._concurrency * _WORTH_A_CLAIM or self._stop.is_set():
-                break
-            await asyncio.sleep(_MOMENT.total_seconds())
-            if time.monotonic() - before < 2 * _MOMENT.total_seconds():
-                break  # it is idle
         return self._free
 
     @property
