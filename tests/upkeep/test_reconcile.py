@@ -28,7 +28,7 @@ from worker.flow.enqueue import enqueue
 from worker.flow.work import Work
 from worker.observe.events import Reconciled, RedisAway
 from worker.settings import Settings
-from worker.upkeep.reconcile import reconcile
+from worker.upkeep.reconcile import reconcile, rest_after
 
 Sessions = async_sessionmaker[AsyncSession]
 LEASE = timedelta(seconds=2)
@@ -85,6 +85,17 @@ async def test_pages_with_misses_follow_at_once_and_clean_ones_after_a_rest(
     assert rests_of_the_first_round == [timedelta(0), timedelta(0), None]
     assert first_of_the_second is not None
     assert first_of_the_second > timedelta(0)
+
+
+@pytest.mark.parametrize(("took_ms", "rest_ms"), [(1, 300), (15, 300), (30, 600), (5_000, 1_000)])
+def test_after_a_clean_page_it_rests_the_longer_the_longer_that_took(took_ms: int, rest_ms: int) -> None:
+    took = timedelta(milliseconds=took_ms)
+
+    assert rest_after(took, full=True, clean=True) == timedelta(milliseconds=rest_ms)
+
+
+def test_after_a_page_with_misses_it_does_not_rest_however_long_that_took() -> None:
+    assert rest_after(timedelta(seconds=5), full=True, clean=False) == timedelta(0)
 
 
 @pytest.mark.parametrize("damage", ["hint", "score far away"])

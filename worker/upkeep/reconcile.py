@@ -6,6 +6,7 @@ brings scheduled jobs and retries into Redis.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
@@ -26,14 +27,19 @@ STEP: Final = turns.WALK
 _PAGE: Final = 1_000
 _JUST_NOW: Final = timedelta(seconds=2)
 _AT_ONCE: Final = timedelta(0)
-_AFTER_A_CLEAN_PAGE: Final = timedelta(milliseconds=300)
 _AFTER_A_ROUND: Final = timedelta(seconds=1)
+
+# A page takes long where the loop or a server is busy, and there the jobs go first.
+_REST_FOR_TIME: Final = 20
+_SHORTEST_REST: Final = timedelta(milliseconds=300)
+_LONGEST_REST: Final = timedelta(seconds=1)
 
 
 async def reconcile(work: Work, redis: ArqRedis, availability: Availability) -> timedelta | None:
     """Look at one page of waiting jobs and publish what is astray; returns how long to rest, None: as usual."""
     if availability.away:
         return None
+    began = time.monotonic()
     async with work.processor.begin() as connection:
         turn = await turns.take(connection, STEP)
         if turn is None:
@@ -48,13 +54,20 @@ async def reconcile(work: Work, redis: ArqRedis, availability: Availability) -> 
         except UNREACHABLE as error:
             availability.lost(error)
             return None
-        rest = _AT_ONCE if full and published else _AFTER_A_CLEAN_PAGE if full else _AFTER_A_ROUND
+        rest = rest_after(timedelta(seconds=time.monotonic() - began), full=full, clean=not published)
         emit(ReconcileCommitting(hints=published + published_early))
         await turns.end(connection, turn, rest=rest, after=Position(page[-1].run_at, page[-1].id) if full else None)
     if published + published_early:
         emit(Reconciled(hints=published + published_early))
     # Behind a pooler nobody hears of what is enqueued by SQL: who had this turn takes the next, too.
     return rest if full or work.settings.database.pooler else None
+
+
+def rest_after(took: timedelta, *, full: bool, clean: bool) -> timedelta:
+    """How long to rest after a page that took so long."""
+    if not full:
+        return _AFTER_A_ROUND
+    return min(max(took * _REST_FOR_TIME, _SHORTEST_REST), _LONGEST_REST) if clean else _AT_ONCE
 
 
 async def _publish_astray(work: Work, redis: ArqRedis, page: list[reads.Waiting]) -> int:
