@@ -50,6 +50,19 @@ def test_json_lines_carry_the_fields_as_plain_values(capsys: pytest.CaptureFixtu
     )
 
 
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        (1_700_000_000.000007, "2023-11-14T22:13:20.000007Z"),
+        (1_700_000_000.0, "2023-11-14T22:13:20.000000Z"),
+        (1_700_000_000.25, "2023-11-14T22:13:20.250000Z"),
+        (1_700_000_000.9999999, "2023-11-14T22:13:21.000000Z"),
+    ],
+)
+def test_json_lines_say_when_to_the_microsecond_in_utc(moment: float, said: str) -> None:
+    assert logs._stamp_of_json(moment) == said
+
+
 def test_what_a_job_has_bound_to_its_context_does_not_hide_the_events_own_fields(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -65,9 +66,10 @@ class _Lines(structlog.stdlib.ProcessorFormatter):
             return super().format(record)
         said: Any = {name: _plain(value) for name, value in event.fields.items()}
         said = structlog.contextvars.merge_contextvars(None, "", said)  # which a field of the event's outweighs
-        said |= {"event": event.text, "level": record.levelname.lower(), "timestamp": self._stamp(record.created)}
+        level = record.levelname.lower()
+        said |= {"event": event.text, "level": level, "timestamp": self._stamp(record.created)}
         for render in self._renderers:
-            said = render(None, record.levelname.lower(), said)
+            said = render(None, level, said)
         return str(said)
 
 
@@ -76,7 +78,13 @@ def _stamp_of_text(moment: float) -> str:
 
 
 def _stamp_of_json(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
+    second, microseconds = divmod(round(moment * 1_000_000), 1_000_000)
+    return f"{_second_of_json(second)}.{microseconds:06}Z"
+
+
+@functools.lru_cache(maxsize=2)  # a busy worker has many lines a second
+def _second_of_json(moment: int) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat().removesuffix("+00:00")
 
 
 def _as_json(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> str:
@@ -102,11 +110,13 @@ def _level(event: Event) -> int:
 
 
 def _plain(value: object) -> object:
+    if value is None or isinstance(value, int):
+        return value
     if isinstance(value, float):
         return round(value, 3)
     if isinstance(value, (tuple, list)):
         return [str(item) for item in value]
-    return value if isinstance(value, (int, bool)) or value is None else _cut(str(value))
+    return _cut(str(value))
 
 
 def _cut(text: str) -> str:
