@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
 
 from worker.core.errors import LeaseLost, TransactionAborted
 from worker.core.options import Rules
@@ -68,6 +67,7 @@ class Attempt:
     ) -> None:
         self._work = work
         self._session: AsyncSession | None = None
+        self._closed = False
         self.transaction = _transaction(work, held, rules)
         self.transaction.owner = Owner(task or asyncio.current_task(), held)
         self._outbox = Outbox(_NO_FOLLOW_UPS if rules.read_only else None)
@@ -110,7 +110,7 @@ class Attempt:
             return False
         return await self._in_greenlet(self._commit_success, held, result, remarks)
 
-    def _commit_success(self, session: Session, held: Held, result: str, remarks: Remarks) -> bool:
+    def _commit_success(self, session: AttemptSession, held: Held, result: str, remarks: Remarks) -> bool:
         try:
             connection = self.transaction.settle(session)
             if connection is None:
@@ -130,6 +130,8 @@ class Attempt:
             if is_lease_lost(error):
                 raise _lease_lost(held) from error
             raise
+        with contextlib.suppress(Exception):  # the success stands
+            self._close(session)
         return True
 
     async def close(self) -> None:
@@ -140,12 +142,15 @@ class Attempt:
         if not self.used:
             self.transaction.close()  # a task that outlives its job must not open it now
             return
+        if self._closed:
+            return
         # A connection that cannot be rolled back says nothing about the job, whose error or success stands.
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_CLOSE_LIMIT.total_seconds()):
                 await self._in_greenlet(self._close)
 
     def _close(self, session: AttemptSession) -> None:
+        self._closed = True
         try:
             session.end()
         except BaseException:
