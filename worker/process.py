@@ -47,6 +47,9 @@ _SPARE_THREADS: Final = 4
 _TURN_TO_END: Final = 0.5
 """Seconds in which a thread that has nothing to do any more has ended."""
 
+# Python's 700 objects are a few jobs, so that the collector looks at those that run just now, again and again.
+_COLLECT_AFTER: Final = 10_000, 20, 20
+
 Obey: TypeAlias = Callable[[Callable[[bool], None]], None]
 """Is given the function that stops a worker, and calls it when somebody else than a signal asks for it."""
 
@@ -132,6 +135,7 @@ class Worker(arq.worker.Worker):
         await self.on_startup(self.ctx)
         if self._owns_process:
             gc.freeze()  # what was imported stays: the collector need not look at it again and again
+            gc.set_threshold(*_COLLECT_AFTER)
         await self._work(self.ctx[_WORK])
 
     async def close(self) -> None:
