@@ -36,6 +36,7 @@ from worker.db import ends, reads, schedules, transitions
 from worker.db.ends import Stand
 from worker.db.models import Job, Worker
 from worker.db.send import once
+from worker.db.session import AttemptSession
 from worker.db.statements import enqueue as statements
 from worker.db.transitions import Held
 from worker.flow import claim, complete, enqueue, unique
@@ -374,16 +375,17 @@ def _takes_any_tick() -> None:
 
 def _leaks(*, uncommitted: bool = False) -> None:
     """Now and then an attempt keeps its connection; maybe only where its transaction is still open."""
-    close = Attempt.close
-    kept: list[Attempt] = []
+    close = Attempt._close
+    kept: list[AttemptSession] = []
 
-    async def keep_some(attempt: Attempt) -> None:
+    def keep_some(attempt: Attempt, session: AttemptSession) -> None:
         if attempt.transaction.taken and len(kept) < 3 and attempt.transaction.commit_sent is not uncommitted:
-            kept.append(attempt)
+            attempt._closed = True
+            kept.append(session)
         else:
-            await close(attempt)
+            close(attempt, session)
 
-    _put(Attempt, "close", keep_some)
+    _put(Attempt, "_close", keep_some)
 
 
 TWINS: Final[dict[str, Twin]] = {
