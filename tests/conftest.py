@@ -150,7 +150,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 async def publisher(redis: ArqRedis) -> AsyncIterator[Publisher]:
     publisher = Publisher(redis, lease=timedelta(seconds=10))
     yield publisher
-    await publisher.close()
+    await publisher.flush()
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ async def races(database_url: str, engine: AsyncEngine, redis: ArqRedis) -> Asyn
     async with _a_wide_engine(database_url) as wide:
         publisher = Publisher(redis, lease=timedelta(seconds=10))
         yield Races(wide, async_sessionmaker(wide, info=publisher.info), seed=7)
-        await publisher.close()
+        await publisher.flush()
 
 
 @asynccontextmanager

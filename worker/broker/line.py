@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 from arq.connections import ArqRedis
@@ -15,12 +14,12 @@ Command: TypeAlias = tuple[str | int, ...]
 
 
 class Line:
-    """Sends commands that may be repeated over one connection, made as the client's pool makes its own, and kept.
+    """Sends commands that may be repeated over one connection, which is taken from the client's pool and kept.
 
-    One call at a time, from whichever event loop runs.
+    One call at a time.
 
     Args:
-        redis: the client whose servers and settings they are; its time limit holds for a whole call.
+        redis: the client whose connection it is; its time limit holds for a whole call.
 
     """
 
@@ -28,13 +27,13 @@ class Line:
         self._pool = redis.connection_pool
         self._limit: float | None = self._pool.connection_kwargs.get("socket_timeout")
         self._connection: Any = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def call(self, commands: Sequence[Command]) -> list[Any]:
         """The replies, refusals among them; raises what `worker.broker.connection.UNREACHABLE` knows."""
         async with asyncio.timeout(self._limit):
-            if self._loop is not asyncio.get_running_loop():
-                await self._begin_anew()
+            if self._connection is None:
+                self._connection = await self._pool.get_connection()
+                self._connection.socket_timeout = None  # ours is over all
             packed = self._connection.pack_commands(commands)
             try:
                 return await self._exchange(packed, len(commands))
@@ -42,17 +41,12 @@ class Line:
                 return await self._exchange(packed, len(commands))
 
     async def close(self) -> None:
-        """End the connection."""
-        connection, self._connection, self._loop = self._connection, None, None
+        """Give the connection back to the pool, ended, so that nothing of a call is left on it."""
+        connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(RuntimeError):  # the event loop that it belonged to has ended
-                await connection.disconnect()
-
-    async def _begin_anew(self) -> None:
-        await self.close()
-        self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-        self._connection.socket_timeout = None  # ours is over all
-        self._loop = asyncio.get_running_loop()
+            await connection.disconnect()
+            connection.socket_timeout = self._limit
+            await self._pool.release(connection)
 
     async def _exchange(self, packed: Sequence[bytes], count: int) -> list[Any]:
         await self._connection.send_packed_command(packed, check_health=False)
