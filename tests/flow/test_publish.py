@@ -113,47 +113,6 @@ async def test_a_commit_neither_waits_for_redis_nor_fails_with_it(
     assert (await row(engine, job.id)).state == "queued"
 
 
-async def test_a_connection_that_has_ended_since_the_last_hint_costs_none(
-    proxied: tuple[Proxy, Publisher], redis: ArqRedis
-) -> None:
-    proxy, publisher = proxied
-    told = [a_hint(), a_hint()]
-    publisher.publish(told[:1])
-    await publisher.flush()
-    proxy.cut()
-
-    async with heard() as events:
-        publisher.publish(told[1:])
-        await publisher.flush()
-
-    assert events == []
-    assert set(await hints(redis)) == {str(hint.job_id) for hint in told}
-
-
-async def test_a_server_that_falls_silent_is_waited_for_once(proxied: tuple[Proxy, Publisher]) -> None:
-    proxy, publisher = proxied
-    publisher.publish([a_hint()])
-    await publisher.flush()
-    proxy.silence()
-
-    async with heard() as events, asyncio.timeout(10):
-        publisher.publish([a_hint()])
-        await publisher.flush()
-
-    assert [type(one) for one in events] == [PublishFailed]
-
-
-async def test_a_closed_publisher_leaves_its_connection_to_others(redis_url: str) -> None:
-    redis = connect(redis_url, timeout=timedelta(seconds=2), connections=1)
-    publisher = Publisher(redis, lease=LEASE)
-    publisher.publish([a_hint()])
-
-    await publisher.close()
-
-    assert await redis.ping()
-    await redis.aclose()
-
-
 async def test_after_a_failure_it_is_silent_for_a_while_and_then_publishes_again(
     proxied: tuple[Proxy, Publisher], redis: ArqRedis, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,6 @@ from redis.exceptions import ResponseError
 
 from worker.broker.hints import Hint, payload_of
 from worker.broker.keys import LANE_PREFIX, PAYLOAD_PREFIX, lane_key, queue_key, wake_key
-from worker.broker.line import Command, Line
 from worker.core.priority import DEFAULT_PRIORITY, STEP
 from worker.observe.events import QueueKeyTaken, emit
 
@@ -66,45 +65,36 @@ class Taken:
         return found
 
 
-async def publish(redis: ArqRedis | Line, hints: Sequence[Hint], *, lease: timedelta, only_astray: bool = False) -> int:
+async def publish(redis: ArqRedis, hints: Sequence[Hint], *, lease: timedelta, only_astray: bool = False) -> int:
     """Put hints into their lanes in one pipeline and wake one worker of each queue; returns how many were put.
 
     With `only_astray`, a hint is put only if it is missing or scored later than a claim could have moved it; and what
     a dead process of ARQ's command has left to say that it runs the job is taken away.
     """
     mode = "astray" if only_astray else "always"
-    queues, commands = _publishing(hints, lease, mode)
-    if isinstance(redis, Line):
-        replies = await redis.call(commands) if commands else []
-    else:
-        async with redis.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            replies = await pipe.execute(raise_on_error=False)
+    async with redis.pipeline(transaction=False) as pipe:
+        queues = _add_hints(pipe, hints, lease, mode)
+        replies = await pipe.execute(raise_on_error=False)
     return sum(_put(queue, reply) for queue, reply in zip(queues, replies, strict=True))
 
 
 def publish_now(redis: Redis, hints: Sequence[Hint], *, lease: timedelta) -> int:
     """Like `publish`, for a program without an event loop."""
     with redis.pipeline(transaction=False) as pipe:
-        queues, commands = _publishing(hints, lease, "always")
-        for command in commands:
-            pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+        queues = _add_hints(pipe, hints, lease, "always")
         replies = pipe.execute(raise_on_error=False)
     return sum(_put(queue, reply) for queue, reply in zip(queues, replies, strict=True))
 
 
-def _publishing(hints: Sequence[Hint], lease: timedelta, mode: str) -> tuple[list[str], list[Command]]:
-    """One call for each lane, and the queue of each."""
+def _add_hints(pipe: Any, hints: Sequence[Hint], lease: timedelta, mode: str) -> list[str]:
+    """Add one call for each lane to a pipeline of either kind; returns the queue of each."""
     lanes = _alike(hints)
-    settings = (mode, _ms(lease), PAYLOAD_PREFIX, _PAYLOAD_OUTLIVES_MS, in_progress_key_prefix)
-    commands: list[Command] = []
     for (queue, priority), groups in lanes.items():
-        arguments: list[str | int] = []
+        arguments: list[Any] = [mode, _ms(lease), PAYLOAD_PREFIX, _PAYLOAD_OUTLIVES_MS, in_progress_key_prefix]
         for (delay, *enqueued), ids in groups.items():
             arguments += (delay, payload_of(*enqueued), " ".join(ids))
-        commands.append(("EVAL", _PUBLISH, 2, lane_key(queue, priority), wake_key(queue), *settings, *arguments))
-    return [queue for queue, _ in lanes], commands
+        pipe.eval(_PUBLISH, 2, lane_key(queue, priority), wake_key(queue), *arguments)
+    return [queue for queue, _ in lanes]
 
 
 def _alike(hints: Sequence[Hint]) -> dict[tuple[str, int], dict[tuple[int, str, int, UUID], list[str]]]:

@@ -17,7 +17,6 @@ from worker.addresses import redis_url
 from worker.broker import messages, scripts
 from worker.broker.connection import UNREACHABLE, connect
 from worker.broker.hints import Hint
-from worker.broker.line import Line
 from worker.broker.messages import CancelAsked, EndAwaited, Message
 from worker.flow.waiting import Waiting
 from worker.observe.events import CancelNotTold, PublishFailed, emit
@@ -51,7 +50,6 @@ class Publisher:
 
     def __init__(self, redis: ArqRedis, *, lease: timedelta, closes_redis: bool = False) -> None:
         self._redis = redis
-        self._line = Line(redis)
         self._lease = lease
         self._closes_redis = closes_redis
         self._hears: ArqRedis | None = redis
@@ -112,7 +110,6 @@ class Publisher:
         """
         await self.flush()
         await self._end_waits()
-        await self._line.close()
         if self._closes_redis:
             await self._redis.aclose()
 
@@ -135,10 +132,9 @@ class Publisher:
             hints = [one for one in batch if isinstance(one, Hint)]
             told = [one for one in batch if not isinstance(one, Hint)]
             try:
-                await scripts.publish(self._line, hints, lease=self._lease)
+                await scripts.publish(self._redis, hints, lease=self._lease)
                 hints = []
-                if told:
-                    await self._tell(told)
+                await self._tell(told)
             except UNREACHABLE as error:
                 self._give_up([*hints, *told, *self._buffer], f"{type(error).__name__}: {error}")
 
