@@ -47,8 +47,8 @@ _SPARE_THREADS: Final = 4
 _TURN_TO_END: Final = 0.5
 """Seconds in which a thread that has nothing to do any more has ended."""
 
-# Python's 700 objects are a few jobs, so that the collector looks at those that run just now, again and again.
-_COLLECT_AFTER: Final = 10_000, 20, 20
+# Python's own number of objects is a few jobs, so that the collector looks at those that run, again and again.
+_COLLECT_AFTER: Final = 10_000
 
 Obey: TypeAlias = Callable[[Callable[[bool], None]], None]
 """Is given the function that stops a worker, and calls it when somebody else than a signal asks for it."""
@@ -135,7 +135,9 @@ class Worker(arq.worker.Worker):
         await self.on_startup(self.ctx)
         if self._owns_process:
             gc.freeze()  # what was imported stays: the collector need not look at it again and again
-            gc.set_threshold(*_COLLECT_AFTER)
+            young, *older = gc.get_threshold()
+            if young:  # somebody else may have switched it off
+                gc.set_threshold(max(young, _COLLECT_AFTER), *older)
         await self._work(self.ctx[_WORK])
 
     async def close(self) -> None:
@@ -309,7 +311,7 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 
 def leave_threads_behind(code: int = 0) -> None:
     """End the process now if jobs have left threads that still work: the interpreter would wait for each of them."""
-    others = [thread for thread in threading.enumerate() if not thread.daemon and thread.name != "MainThread"]
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
     over = time.monotonic() + _TURN_TO_END
     for thread in others:  # those of a closed pool, which has looked names up, are about to end
         thread.join(max(over - time.monotonic(), 0))

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.cli.conftest import Command
 from tests.support import a_job, hints, row, state, until
+from worker.db.ids import uuid7s
 
 pytestmark = pytest.mark.timeout(300)  # processes start slowly on a loaded machine
 
@@ -103,11 +104,12 @@ async def test_without_redis_the_job_is_stored_all_the_same_and_a_note_says_so(
 async def test_the_list_is_narrowed_by_state_name_queue_and_number(exarq: Command, engine: AsyncEngine) -> None:
     later = datetime.now(UTC) + timedelta(hours=1)
     wanted = {"name": "shop.charge", "queue": "night", "run_at": later}
-    await a_job(engine, **wanted)
-    newest = await a_job(engine, **wanted)
-    due = await a_job(engine, **{**wanted, "run_at": datetime.now(UTC) - timedelta(hours=1)})
-    other_name = await a_job(engine, **{**wanted, "name": "shop.broken"})
-    other_queue = await a_job(engine, **{**wanted, "queue": "day"})
+    ids = uuid7s(5)  # in this order, though of one millisecond
+    await a_job(engine, **wanted, id=ids[0])
+    newest = await a_job(engine, **wanted, id=ids[1])
+    due = await a_job(engine, **{**wanted, "run_at": datetime.now(UTC) - timedelta(hours=1)}, id=ids[2])
+    other_name = await a_job(engine, **{**wanted, "name": "shop.broken"}, id=ids[3])
+    other_queue = await a_job(engine, **{**wanted, "queue": "day"}, id=ids[4])
 
     narrowed = exarq(
         *("jobs", "list", "--json", "--state", "scheduled", "--name", "shop.charge", "--queue", "night", "--limit", "1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from arq.connections import ArqRedis
@@ -106,6 +107,19 @@ async def test_many_that_are_due_later_alike_are_due_as_the_call_says(engine: As
     delayed = [await row(engine, handle.id) for handle in later]
     assert {found.run_at - found.enqueued_at for found in delayed} == {timedelta(seconds=60)}
     assert {(await row(engine, handle.id)).run_at for handle in then} == {at}
+
+
+async def test_many_on_both_sides_of_a_change_of_the_clock_keep_their_hour(
+    engine: AsyncEngine, sessions: Sessions
+) -> None:
+    twice = datetime(2040, 10, 28, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"))
+    moments = [twice, twice.replace(fold=1)]
+
+    async with sessions.begin() as session:
+        handles = await enqueue_many(session, [CHARGE.options(run_at=at).call(1) for at in moments])
+
+    first, second = [(await row(engine, handle.id)).run_at for handle in handles]
+    assert second - first == timedelta(hours=1)
 
 
 async def test_nothing_to_enqueue_begins_nothing(sessions: Sessions) -> None:

@@ -56,6 +56,20 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sent
 
 
+async def test_whatever_keeps_hints_from_being_sent_they_are_given_up_and_said(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def closed(*_: object, **__: object) -> int:
+        raise RuntimeError("Event loop is closed")
+
+    monkeypatch.setattr(scripts, "publish", closed)
+    async with heard() as events:
+        publisher.publish([a_hint(), a_hint()])
+        await publisher.flush()
+
+    assert events == [PublishFailed(hints=2, error="RuntimeError: Event loop is closed")]
+
+
 async def test_hints_of_one_tick_go_in_one_pipeline(publisher: Publisher, redis: ArqRedis, batches: list[int]) -> None:
     told = [a_hint() for _ in range(5)]
 

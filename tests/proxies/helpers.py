@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
+from tests.databases import KEPT
 from tests.proxy import Proxy
 
 Connect = Callable[[], Awaitable[asyncpg.Connection]]
@@ -39,8 +40,8 @@ async def backends(direct: asyncpg.Connection) -> int:
     """How many others PostgreSQL serves in this database."""
     return int(
         await direct.fetchval(
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            f" AND backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name <> '{KEPT}'"
         )
     )
 

@@ -13,7 +13,6 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function is_astray(id, due)
   local score = redis.call('ZSCORE', KEYS[1], id)
-  redis.call('DEL', ARGV[5] .. id) -- it waits: who had picked it is dead, or loses the claim
   return not score or tonumber(score) > math.max(due, now) + ARGV[2]
 end
 
@@ -24,6 +23,9 @@ for i = 6, #ARGV, 3 do
   local score = string.format('%.0f', due)
   local kept = string.format('%.0f', math.max(delay, 0) + ARGV[4])
   for id in string.gmatch(ARGV[i + 2], '%S+') do
+    if ARGV[1] == 'astray' then
+      redis.call('DEL', ARGV[5] .. id) -- it waits: who had picked it is dead, or loses the claim
+    end
     if ARGV[1] == 'always' or is_astray(id, due) then
       redis.call('ZADD', KEYS[1], score, id)
       redis.call('SET', ARGV[3] .. id, payload, 'PX', kept)

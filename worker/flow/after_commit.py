@@ -125,7 +125,7 @@ def was_rolled_back(transaction: Transaction) -> bool:
 _undone: WeakSet[Transaction] = WeakSet()
 
 
-# For all sessions, for to add these to each that enqueues took a tenth of an enqueue. Most sessions enqueue nothing.
+# For all sessions: adding these to each that enqueues took a tenth of an enqueue.
 
 
 @event.listens_for(Session, "before_commit")

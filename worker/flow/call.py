@@ -142,7 +142,7 @@ def _moment(what: str, moment: datetime) -> datetime:
         raise ValueError(f"{what} needs a time zone, for example datetime.now(UTC) + timedelta(hours=1)")
     if not is_near(moment, datetime.now(UTC)):
         raise ValueError(f"{what} must lie within {LONGEST_DELAY.days:,} days of now, not at {moment}")
-    return moment
+    return moment.astimezone(UTC)  # two that only `fold` tells apart would be equal
 
 
 def _expires(

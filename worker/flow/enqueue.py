@@ -97,8 +97,6 @@ def enqueue_many(session: SyncSession, calls: Iterable[Call]) -> list[Handle[Any
 def enqueue_many(session: AsyncSession | SyncSession, calls: Iterable[Call]) -> Any:
     """Enqueue all of these with one statement, a few where keys are taken; the handles come in the same order.
 
-    Those that differ in their arguments only wait in that order, too.
-
     Args:
         session: the caller's session, in whose transaction the jobs are written; with a sync one, nothing is awaited.
         calls: made by `fn.call(…)` or `fn.options(…).call(…)`.

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from worker.addresses import redis_url
 from worker.broker import messages, scripts
-from worker.broker.connection import UNREACHABLE, connect
+from worker.broker.connection import connect
 from worker.broker.hints import Hint
 from worker.broker.messages import CancelAsked, EndAwaited, Message
 from worker.flow.waiting import Waiting
@@ -135,7 +135,7 @@ class Publisher:
                 await scripts.publish(self._redis, hints, lease=self._lease)
                 hints = []
                 await self._tell(told)
-            except UNREACHABLE as error:
+            except Exception as error:  # its connections may be those of an event loop that has ended
                 self._give_up([*hints, *told, *self._buffer], f"{type(error).__name__}: {error}")
 
     async def _tell(self, told: list[Message]) -> None:
