@@ -234,7 +234,7 @@ def test_whatever_happens_in_whatever_order_the_rows_are_what_the_model_says(
 
 def _examples() -> settings:
     return settings(
-        max_examples=STEPS // 31 + 5,
+        max_examples=STEPS // 30 + 8,
         stateful_step_count=_STEPS_OF_AN_EXAMPLE,
         derandomize="EXARQ_TEST_ANEW" not in os.environ,
         database=None,
