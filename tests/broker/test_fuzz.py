@@ -16,9 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from tests.life import jobs_for_tests as jobs
 from tests.support import a_worker, state, until
-from worker.broker.hints import Hint, Owner, owner_of, parse_id
+from worker.broker.hints import Owner, owner_of, parse_id, payload_of
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key, wake_key, workers_channel
-from worker.core.priority import DEFAULT_PRIORITY
 from worker.process import Worker
 from worker.settings import Settings
 
@@ -36,7 +35,7 @@ like_ids = ids | ids.map(bytes.upper) | st.uuids().map(lambda found: found.hex.e
 payloads = st.one_of(
     st.binary(max_size=60),
     st.builds(
-        lambda name, at: Hint.due(HERE, name, "default", 0, at, HERE, DEFAULT_PRIORITY).payload.encode(),
+        lambda name, at: payload_of(name, at, HERE).encode(),
         st.text(),
         st.integers(),
     ),

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.broker.hints import Hint, Owner, owner_of, parse_id
-from worker.core.priority import DEFAULT_PRIORITY
-from worker.db.ids import uuid7
+from worker.broker.hints import Owner, owner_of, parse_id, payload_of
 
 HERE = UUID("11111111-1111-1111-1111-111111111111")
 # Fixed, for a test's parameters must be the same in each of the processes that share the suite.
@@ -49,10 +47,10 @@ def test_an_id_we_never_write_is_not_ours(raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("raw", "payload", "owner"),
     [
-        (OURS, Hint.due(SEVEN, "a.b", "default", 0, 1, HERE, DEFAULT_PRIORITY).payload.encode(), Owner.US),
+        (OURS, payload_of("a.b", 1, HERE).encode(), Owner.US),
         (
             OURS,
-            Hint.due(SEVEN, "a.b", "default", 0, 1, FOUR, DEFAULT_PRIORITY).payload.encode(),
+            payload_of("a.b", 1, FOUR).encode(),
             Owner.ANOTHER_INSTALLATION,
         ),
         (OURS, None, Owner.US),
@@ -97,9 +95,9 @@ def test_whatever_stands_beside_an_id_it_is_not_ours_without_our_mark(payload: b
     assert owner_of(OURS, payload, HERE) is not Owner.US
 
 
-@given(st.text(), st.text(), st.integers(0, 2**53), st.uuids())
-def test_a_payload_is_json_for_any_name(name: str, queue: str, enqueued_ms: int, installation: UUID) -> None:
-    payload = Hint.due(uuid7(), name, queue, 0.0, enqueued_ms, installation, DEFAULT_PRIORITY).payload
+@given(st.text(), st.integers(0, 2**53), st.uuids())
+def test_a_payload_is_json_for_any_name(name: str, enqueued_ms: int, installation: UUID) -> None:
+    payload = payload_of(name, enqueued_ms, installation)
 
     assert json.loads(payload) == {"t": None, "f": name, "a": [], "k": {}, "et": enqueued_ms, "x": str(installation)}
     assert owner_of(OURS, payload.encode("utf-8"), installation) is Owner.US

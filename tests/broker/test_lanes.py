@@ -10,7 +10,7 @@ from uuid import UUID
 from arq.connections import ArqRedis
 
 from worker.broker import scripts
-from worker.broker.hints import Hint
+from worker.broker.hints import Hint, due_at
 from worker.broker.keys import PAYLOAD_PREFIX, lane_key
 from worker.core.priority import DEFAULT_PRIORITY, PRIORITIES, STEP
 from worker.db.ids import uuid7
@@ -20,7 +20,7 @@ LEASE: Final = timedelta(seconds=10)
 
 
 def a_hint(priority: int, due_in: float = -1.0) -> Hint:
-    return Hint.due(uuid7(), "tests.noop", "default", due_in, 1, HERE, priority)
+    return Hint(uuid7(), "tests.noop", "default", due_at(due_in), 1, HERE, priority)
 
 
 def raw(hint: Hint) -> bytes:
@@ -45,7 +45,7 @@ async def test_due_hints_are_taken_in_the_order_of_their_ranks(broker: ArqRedis)
         batches = await taken_one_by_one(broker, limit)
 
         by_rank = sorted(
-            hints, key=lambda hint: hint.due_in + (hint.priority - DEFAULT_PRIORITY) * STEP.total_seconds()
+            hints, key=lambda hint: hint.due_at + (hint.priority - DEFAULT_PRIORITY) * STEP.total_seconds()
         )
         assert batches == [{raw(hint) for hint in by_rank[i : i + limit]} for i in range(0, len(by_rank), limit)]
         await broker.flushdb()

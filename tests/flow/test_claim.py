@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.proxy import postgres_proxy, redis_proxy
 from tests.support import a_job, a_work, heard, hints, payload_ids, row, state, until
 from worker.broker import scripts
-from worker.broker.hints import Hint
+from worker.broker.hints import Hint, due_at
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key
 from worker.core.priority import DEFAULT_PRIORITY
 from worker.core.states import JobState
@@ -53,7 +53,7 @@ async def claimer(settings: Settings) -> AsyncIterator[Claimer]:
 
 
 async def publish(redis: ArqRedis, work: Work, *ids: UUID, due_in: float = -1.0, queue: str = "default") -> None:
-    told = [Hint.due(id_, "tests.noop", queue, due_in, 1, work.installation, DEFAULT_PRIORITY) for id_ in ids]
+    told = [Hint(id_, "tests.noop", queue, due_at(due_in), 1, work.installation, DEFAULT_PRIORITY) for id_ in ids]
     await scripts.publish(redis, told, lease=work.settings.worker.lease)
 
 
@@ -250,7 +250,7 @@ async def test_what_others_put_there_is_left_alone_and_told_once(
     engine: AsyncEngine, redis: ArqRedis, settings: Settings
 ) -> None:
     async with a_claimer(settings) as (claimer, work):
-        another = Hint.due(uuid7(), "theirs", "default", -1.0, 1, uuid4(), DEFAULT_PRIORITY)
+        another = Hint(uuid7(), "theirs", "default", due_at(-1.0), 1, uuid4(), DEFAULT_PRIORITY)
         await scripts.publish(redis, [another], lease=timedelta(seconds=2))
         await redis.zadd(queue_key("default"), {b"\xff no text": 1})
         mine = await a_job(engine)

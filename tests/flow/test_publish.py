@@ -16,7 +16,7 @@ from tests.proxy import Proxy, redis_proxy
 from tests.support import heard, hints, row, until
 from worker.broker import scripts
 from worker.broker.connection import connect
-from worker.broker.hints import Hint
+from worker.broker.hints import Hint, due_at
 from worker.core.priority import DEFAULT_PRIORITY
 from worker.db.ids import uuid7
 from worker.flow import publish as module
@@ -30,7 +30,7 @@ HERE = uuid7()
 
 
 def a_hint() -> Hint:
-    return Hint.due(uuid7(), "tests.noop", "default", 0.0, 1, HERE, DEFAULT_PRIORITY)
+    return Hint(uuid7(), "tests.noop", "default", due_at(0.0), 1, HERE, DEFAULT_PRIORITY)
 
 
 @pytest.fixture

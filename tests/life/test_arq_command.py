@@ -26,7 +26,7 @@ from tests.processes import _environment
 from tests.support import until
 from worker.arq_command import OneByOne
 from worker.broker.connection import connect
-from worker.broker.hints import Hint
+from worker.broker.hints import Hint, due_at
 from worker.broker.keys import PAYLOAD_PREFIX, queue_key
 from worker.broker.scripts import publish
 from worker.core.priority import DEFAULT_PRIORITY
@@ -189,7 +189,7 @@ async def test_what_plain_arq_code_enqueues_runs_there_too_and_what_is_not_ours_
         async with a_stock_pool(own_redis.url) as pool:
             job = await pool.enqueue_job("tests.note", "plain")
             refused = await pool.enqueue_job("tests.note", 7)
-            theirs = Hint.due(uuid7(), "theirs", "default", -1.0, 1, uuid7(), DEFAULT_PRIORITY)
+            theirs = Hint(uuid7(), "theirs", "default", due_at(-1.0), 1, uuid7(), DEFAULT_PRIORITY)
             async with aclosing(connect(own_redis.url, timeout=timedelta(seconds=5))) as redis:
                 await publish(redis, [theirs], lease=timedelta(seconds=2))
             assert job is not None

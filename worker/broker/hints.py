@@ -23,34 +23,15 @@ class Hint(NamedTuple):
     installation: UUID
     priority: int
 
-    @classmethod
-    def due(
-        cls,
-        job_id: UUID,
-        name: str,
-        queue: str,
-        due_in: float,
-        enqueued_ms: int,
-        installation: UUID,
-        priority: int,
-    ) -> Hint:
-        """The hint of a job that is due in so many seconds from now, which may be negative."""
-        return cls(job_id, name, queue, time.monotonic() + due_in, enqueued_ms, installation, priority)
 
-    @property
-    def due_in(self) -> float:
-        """In how many seconds from now it is due; negative where it is overdue."""
-        return self.due_at - time.monotonic()
-
-    @property
-    def payload(self) -> str:
-        """ARQ's fields, as JSON, with `x` for the database that holds the truth; never the arguments."""
-        return payload_of(self.name, self.enqueued_ms, self.installation)
+def due_at(due_in: float) -> float:
+    """What a hint has of a job that is due in so many seconds, which may be negative."""
+    return time.monotonic() + due_in
 
 
 @functools.lru_cache(maxsize=256)  # jobs that are enqueued together have the same
 def payload_of(name: str, enqueued_ms: int, installation: UUID) -> str:
-    """What lies beside the hint of such a job."""
+    """What lies beside such a hint: ARQ's fields, as JSON, and as `x` whose database has the truth; no arguments."""
     fields: dict[str, Any] = {"t": None, "f": name, "a": [], "k": {}, "et": enqueued_ms, "x": str(installation)}
     return json.dumps(fields, separators=(",", ":"))
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.broker import stock
 from worker.broker.connection import UNREACHABLE
-from worker.broker.hints import Hint, ms_of
+from worker.broker.hints import Hint, due_at, ms_of
 from worker.broker.payloads import Enqueued, Unreadable
 from worker.broker.stock import RESULT_KEPT, Said, Seen
 from worker.core.codec import encode_plain
@@ -166,7 +166,7 @@ def _hints(work: Work, jobs: Any) -> list[Hint]:
 
 def _hint(work: Work, job: Adopted) -> Hint:
     due_in, at = job.wait.total_seconds(), ms_of(job.enqueued_at)
-    return Hint.due(job.id, job.name, job.queue, due_in, at, work.installation, job.priority)
+    return Hint(job.id, job.name, job.queue, due_at(due_in), at, work.installation, job.priority)
 
 
 async def _end_expired(work: Work, redis: ArqRedis, queue: str, arq_ids: list[str]) -> None:

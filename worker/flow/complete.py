@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.broker.hints import Hint, ms_of
+from worker.broker.hints import Hint, due_at, ms_of
 from worker.core.errors import DatabaseUnreachable
 from worker.core.outcome import (
     Cancelled,
@@ -173,11 +173,11 @@ def outcome_of_error(work: Work, run: Run, error: BaseException) -> Outcome:
 def hints_of(moved: Iterable[Moved], installation: UUID) -> list[Hint]:
     """The hints of those that wait again and are due soon."""
     return [
-        Hint.due(
+        Hint(
             job.job_id,
             job.name,
             job.queue,
-            job.wait.total_seconds(),
+            due_at(job.wait.total_seconds()),
             ms_of(job.enqueued_at),
             installation,
             job.priority,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack, overload
@@ -12,7 +11,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from worker.broker.hints import Hint
+from worker.broker.hints import Hint, due_at
 from worker.core.codec import encode_plain
 from worker.core.errors import AutocommitRefused
 from worker.core.options import Rules
@@ -154,8 +153,8 @@ def _insert_alike(connection: Connection, ids: Sequence[UUID], calls: Sequence[C
         "all_at": calls[0].run_at,
     }
     due_in, enqueued_ms, installation = connection.execute(ENQUEUE_ALIKE, parameters).one()
-    due_at, enqueued_ms = time.monotonic() + due_in, int(enqueued_ms)
-    return [Hint(id_, name, queue, due_at, enqueued_ms, installation, DEFAULT_PRIORITY) for id_ in ids]
+    due, enqueued_ms = due_at(due_in), int(enqueued_ms)
+    return [Hint(id_, name, queue, due, enqueued_ms, installation, DEFAULT_PRIORITY) for id_ in ids]
 
 
 def _insert_each(connection: Connection, ids: Sequence[UUID], calls: Sequence[Call]) -> list[Hint]:
@@ -170,7 +169,7 @@ def _insert_each(connection: Connection, ids: Sequence[UUID], calls: Sequence[Ca
     }
     rows = connection.execute(ENQUEUE, parameters).all()
     return [
-        Hint.due(id_, of_id[id_].name, of_id[id_].queue, due_in, int(enqueued_ms), installation, DEFAULT_PRIORITY)
+        Hint(id_, of_id[id_].name, of_id[id_].queue, due_at(due_in), int(enqueued_ms), installation, DEFAULT_PRIORITY)
         for id_, due_in, enqueued_ms, installation in rows
     ]
 

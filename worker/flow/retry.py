@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from worker.broker.hints import Hint
+from worker.broker.hints import Hint, due_at
 from worker.core.states import JobState
 from worker.db import people
 from worker.db.failures import schema_needed
@@ -79,8 +79,8 @@ def _retry(session: Session, job_id: UUID) -> Retrial:
 
 def hint_of(again: Again) -> Hint:
     """The hint of a job that is due now."""
-    return Hint.due(
-        again.job_id, again.name, again.queue, 0.0, int(again.enqueued_ms), again.installation, again.priority
+    return Hint(
+        again.job_id, again.name, again.queue, due_at(0.0), int(again.enqueued_ms), again.installation, again.priority
     )
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Executable
 
-from worker.broker.hints import Hint
+from worker.broker.hints import Hint, due_at
 from worker.core.errors import AlreadyEnqueued, ExarqError
 from worker.core.states import JobState
 from worker.db import transitions
@@ -196,4 +196,4 @@ def _arrays(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def _hint(
     name: str, queue: str, priority: int, id_: UUID, due_in: float, enqueued_ms: float, installation: UUID
 ) -> Hint:
-    return Hint.due(id_, name, queue, due_in, int(enqueued_ms), installation, priority)
+    return Hint(id_, name, queue, due_at(due_in), int(enqueued_ms), installation, priority)

@@ -15,7 +15,7 @@ from arq.connections import ArqRedis
 
 from worker.broker import scripts
 from worker.broker.connection import UNREACHABLE
-from worker.broker.hints import Hint, ms_of
+from worker.broker.hints import Hint, due_at, ms_of
 from worker.db import reads, turns
 from worker.db.turns import Position
 from worker.flow.after_commit import HORIZON
@@ -80,6 +80,6 @@ async def _publish_astray(work: Work, redis: ArqRedis, page: list[reads.Waiting]
 def hints_of(work: Work, jobs: Iterable[reads.Waiting]) -> list[Hint]:
     """What Redis is to know of these jobs."""
     return [
-        Hint.due(job.id, job.name, job.queue, job.due_in, ms_of(job.enqueued_at), work.installation, job.priority)
+        Hint(job.id, job.name, job.queue, due_at(job.due_in), ms_of(job.enqueued_at), work.installation, job.priority)
         for job in jobs
     ]

@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from worker.broker import messages, scripts
 from worker.broker.connection import UNREACHABLE, connect
-from worker.broker.hints import Hint
+from worker.broker.hints import Hint, due_at
 from worker.broker.keys import PAYLOAD_PREFIX, wake_key
 from worker.broker.messages import Cancelled
 from worker.cli.doctor.finding import Finding, error, ok, warning
@@ -73,7 +73,7 @@ _REMEDIES: Final = {
 async def _publishes(redis: ArqRedis) -> list[Finding]:
     """Whether a hint and a message can be published, tried with a queue and an installation that nobody has."""
     queue, job, nobody = f"exarq:doctor:{uuid4()}", uuid4(), uuid4()
-    hint = Hint.due(job, "exarq.doctor", queue, due_in=0, enqueued_ms=0, installation=nobody, priority=DEFAULT_PRIORITY)
+    hint = Hint(job, "exarq.doctor", queue, due_at(0), enqueued_ms=0, installation=nobody, priority=DEFAULT_PRIORITY)
     try:
         await scripts.publish(redis, [hint], lease=timedelta(seconds=1))
         await redis.delete(queue, wake_key(queue), f"{PAYLOAD_PREFIX}{job}")
