@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from arq.connections import ArqRedis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.core.watch import Watch
-from worker.db.turns import CLOCK
+from worker.db.turns import CLOCK, RELAY
 from worker.flow.availability import Availability
 from worker.flow.complete import publish_moved
 from worker.flow.work import Work
@@ -29,6 +29,7 @@ from worker.upkeep.rescue import Rescuer
 from worker.upkeep.schedule import Ticker
 
 _AFTER_STOP: Final = timedelta(seconds=1)
+_CUT_SHORT: Final = ("listen", RELAY, "adopt")
 
 
 class Upkeep:
@@ -49,27 +50,27 @@ class Upkeep:
             "reconcile": partial(reconcile, work, redis, availability),
             "prune": partial(prune, work),
             CLOCK: self._ticker.tick,
+            RELAY: partial(relay, work, partial(open_relay_engine, work.settings, database_url, work.identity)),
         }
         self._by_themselves: dict[str, Step] = {
             "listen": partial(listen, work, redis, availability),
-            "relay": partial(relay, work, partial(open_relay_engine, work.settings, database_url, work.identity)),
             "adopt": EarlyAdoption(work, redis, availability).step,
         }
         self._calls = {name: asyncio.Event() for name in self._called_for}
         self._stop = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._hearing: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Make the schedules that the code declares, then begin."""
         await self._ticker.synchronise()
         self._calls[CLOCK].set()
         for name, step in self._called_for.items():
-            looping = when_called(self._calls[name], name, step, self._stop)
-            self._tasks.append(asyncio.create_task(looping, name=f"exarq {name}"))
+            self._begin(name, when_called(self._calls[name], name, step, self._stop))
         for name, step in self._by_themselves.items():
-            looping = every(self._interval, name, step, self._stop)
-            self._hearing.append(asyncio.create_task(looping, name=f"exarq {name}"))
+            self._begin(name, every(self._interval, name, step, self._stop))
+
+    def _begin(self, name: str, looping: Coroutine[Any, Any, None]) -> None:
+        self._tasks[name] = asyncio.create_task(looping, name=f"exarq {name}")
 
     def call_for(self, steps: frozenset[str]) -> None:
         """These are due."""
@@ -83,9 +84,9 @@ class Upkeep:
     async def end(self) -> None:
         """Return when all have ended: what is halfway has a second, who only hears is cancelled."""
         self.stop()
-        for task in self._hearing:
-            task.cancel()
-        tasks = [*self._tasks, *self._hearing]
+        tasks = self._tasks.values()
+        for name in self._tasks.keys() & _CUT_SHORT:
+            self._tasks[name].cancel()
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_AFTER_STOP.total_seconds())
             for task in late:

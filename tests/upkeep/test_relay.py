@@ -19,13 +19,14 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.db.conftest import statements_of
 from tests.life import jobs_for_tests as jobs
 from tests.pooler import a_pooler
 from tests.processes import worker_process
 from tests.servers import TestServers
 from tests.support import a_job, a_work, a_worker, heard, hints, state, until
-from worker.db import notifications
+from worker.db import notifications, reads
+from worker.db.send import once
+from worker.db.turns import RELAY
 from worker.flow.work import Work
 from worker.observe.events import StepFailed
 from worker.resources import open_relay_engine
@@ -142,17 +143,31 @@ async def test_a_lie_is_not_believed_and_the_truth_behind_it_is_heard(
 # ── by one process at a time ────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_one_listens_and_another_only_asks_with_one_statement_a_round(
+async def test_a_sweep_calls_for_a_listener_only_while_there_is_none(
+    engine: AsyncEngine, redis: ArqRedis, direct: Settings, database_url: str
+) -> None:
+    async with a_work(direct) as other:
+        sweep = partial(reads.sweep, horizon=timedelta(0), soon=timedelta(0))
+        before = await once(other.processor, sweep)
+        async with relaying(direct, database_url) as first:
+            name = await listens(engine, redis)
+            meanwhile = await once(other.processor, sweep)
+        await until(lambda: _is_called_for(other.processor, sweep), "the next sweep calls for one")
+
+    assert name == first.identity.application_name
+    assert RELAY in before.due
+    assert RELAY not in meanwhile.due
+
+
+async def test_who_asks_while_one_listens_does_not(
     engine: AsyncEngine, redis: ArqRedis, direct: Settings, database_url: str
 ) -> None:
     async with relaying(direct, database_url) as first, a_work(direct) as second:
-        name = await listens(engine, redis)
+        await listens(engine, redis)
 
-        with statements_of(second.processor) as sent:
-            await relay(second, partial(open_relay_engine, direct, database_url, second.identity))
+        await relay(second, partial(open_relay_engine, direct, database_url, second.identity))
 
-    assert name == first.identity.application_name
-    assert len([statement for statement in sent if "pg_try_advisory" in statement]) == len(sent) == 1
+        assert await who_is(engine, first.identity.application_name)
 
 
 async def test_whenever_its_connection_ends_somebody_listens_again(
@@ -215,6 +230,10 @@ async def test_behind_a_pooler_a_worker_looks_each_second_whatever_its_sweep(
                 await until(lambda job=job: _are(engine, "succeeded", job), "it runs")  # type: ignore[misc]
 
         assert await who_listens(engine) == []
+
+
+async def _is_called_for(engine: AsyncEngine, sweep: Any) -> bool:
+    return RELAY in (await once(engine, sweep)).due
 
 
 async def _are(engine: AsyncEngine, wanted: str, *ids: UUID) -> bool:

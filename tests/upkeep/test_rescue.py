@@ -255,7 +255,7 @@ async def test_a_look_is_one_statement_and_calls_for_the_steps_that_are_due(sett
         with statements_of(work.processor) as sent:
             await _rescuer(work, watch, called.append).look(work.processor)
 
-    assert called == [{"prune"}]
+    assert called == [{"prune", "relay"}]
     assert len(sent) == 1
 
 

@@ -9,16 +9,15 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 CHANNEL: Final = "exarq"
 _LOCK: Final = 0x6578617272  # "exarr"; the migration's is "exarq"
 _MOST: Final = 100_000
 
 
-async def are_heard(connection: AsyncConnection) -> bool:
-    """Whether a process listens; in AUTOCOMMIT, for the question takes the lock as long as its transaction lasts."""
-    return not (await connection.execute(select(func.pg_try_advisory_xact_lock(_LOCK)))).scalar_one()
+NOBODY_HEARS: Final = func.pg_try_advisory_xact_lock(_LOCK)
+"""Whether nobody listens; the question takes the lock until its transaction ends, so it should end at once."""
 
 
 async def told(engine: AsyncEngine) -> AsyncGenerator[list[UUID], None]:

@@ -38,8 +38,9 @@ from sqlalchemy.orm import selectinload
 from worker.core.blame import SUSPECT_FROM
 from worker.core.states import JobState
 from worker.db.models import Installation, Job, ScheduleRow, Upkeep, Worker, constant, stands_in
+from worker.db.notifications import NOBODY_HEARS
 from worker.db.transitions import Held
-from worker.db.turns import CLOCK, WALK, Position
+from worker.db.turns import CLOCK, RELAY, WALK, Position
 
 
 async def installation_id(connection: AsyncConnection) -> UUID:
@@ -143,6 +144,7 @@ _SWEEP = union_all(
             ScheduleRow.next_at <= func.statement_timestamp() + bindparam("soon", type_=Interval),
         )
     ),
+    select(cast(null(), Uuid), _NO_BEAT, literal(RELAY, Text)).where(NOBODY_HEARS),
 )
 
 

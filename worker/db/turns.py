@@ -18,6 +18,9 @@ WALK: Final = "reconcile"
 CLOCK: Final = "schedule"
 """The step that enqueues what the clock says: no turn, for each tick is taken by itself."""
 
+RELAY: Final = "relay"
+"""The step that hears what is enqueued by SQL: no turn, but a lock for as long as it hears."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:

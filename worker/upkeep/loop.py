@@ -27,8 +27,10 @@ async def when_called(called: asyncio.Event, name: str, step: Step, stop: asynci
         while not stop.is_set():
             asked = asyncio.ensure_future(called.wait())
             rest = None if wait is None else wait.total_seconds()
-            await asyncio.wait({asked, stopped}, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
-            asked.cancel()
+            try:
+                await asyncio.wait({asked, stopped}, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                asked.cancel()
             called.clear()
             if not stop.is_set():
                 wait = await _tried(name, step)

@@ -1,7 +1,7 @@
 """Relay: publish what is enqueued by SQL as soon as its transaction tells, so that it need not wait for reconcile.
 
-Only who has the lock listens; when that connection ends, however it does, another worker finds the lock free with its
-next round. Nobody hears behind a pooler: reconcile goes its round each second there.
+Only who has the lock listens; when that connection ends, however it does, the next sweep of any worker finds the lock
+free and calls for another. Nobody hears behind a pooler: reconcile goes its round each second there.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ _PAGE: Final = 1_000
 async def relay(work: Work, open_engine: OpenEngine) -> timedelta | None:
     """Listen and publish for as long as the connection lasts; return at once where another process does."""
     if work.settings.database.pooler:
-        return None
-    if await once(work.processor, notifications.are_heard):
         return None
     async with open_engine() as engine, aclosing(notifications.told(engine)) as told:
         async for ids in told:
