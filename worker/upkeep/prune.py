@@ -12,7 +12,7 @@ from worker.observe.events import Pruned, emit
 
 STEP: Final = "prune"
 _BATCH: Final = 1_000
-_REST: Final = timedelta(minutes=1)
+_REST: Final = timedelta(minutes=5)
 
 
 async def prune(work: Work) -> timedelta | None:
