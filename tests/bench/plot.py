@@ -8,14 +8,14 @@ from xml.sax.saxutils import escape
 
 from tests.bench.workloads import EXARQ, LIMIT
 
-_WIDTH: Final = 760
+WIDTH: Final = 760
 _NAMES: Final = 120  # of which the systems' names take so much
 _VALUES: Final = 110
 _BAR: Final = 16
 _STEP: Final = 24
 _TITLE: Final = 30
 _GAP: Final = 18
-_SIZE: Final = 13
+SIZE: Final = 13
 
 _PANELS: Final = (
     ("noop", "jobs_per_s", "jobs that do nothing, jobs/s"),
@@ -25,16 +25,21 @@ _PANELS: Final = (
 )
 
 _STYLE: Final = f"""
-text {{ font: {_SIZE}px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }}
+text {{ font: {SIZE}px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }}
 .title {{ font-weight: 600; }}
 .value, .foot {{ fill: #59636e; }}
 .peer {{ fill: #afb8c1; }}
 .ours {{ fill: #2f81f7; }}
 .limit {{ fill: none; stroke: #8b949e; stroke-dasharray: 4 3; }}
+.line {{ fill: none; stroke-width: 2; }}
+.line.ours {{ stroke: #2f81f7; }}
+.line.peer {{ stroke: #afb8c1; }}
 @media (prefers-color-scheme: dark) {{
   text {{ fill: #e6edf3; }}
   .value, .foot {{ fill: #9198a1; }}
   .peer {{ fill: #57606a; }}
+  .line {{ fill: none; }}
+  .line.peer {{ stroke: #57606a; }}
 }}
 """
 
@@ -51,23 +56,27 @@ def plot(rows: Sequence[Row]) -> str:
             parts += _panel(found, key, title, top)
             top += _TITLE + len(found) * _STEP + _GAP
     foot = "medians of alternating runs, one process each, the same durable servers: make bench"
-    parts.append(_text(0, top + _SIZE, foot, "foot"))
-    height = top + 2 * _SIZE
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
+    parts.append(text(0, top + SIZE, foot, "foot"))
+    return picture(parts, top + 2 * SIZE)
+
+
+def picture(parts: Sequence[str], height: float) -> str:
+    """These, as a file of its own."""
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
     return "\n".join([f'{head} role="img">', f"<style>{_STYLE}</style>", *parts, "</svg>", ""])
 
 
 def _panel(rows: Sequence[Row], key: str, title: str, top: int) -> list[str]:
     most = max(row[key] for row in rows)
-    parts = [_text(0, top + _SIZE + 4, title, "title")]
+    parts = [text(0, top + SIZE + 4, title, "title")]
     for place, row in enumerate(sorted(rows, key=lambda row: row[key], reverse=key == "jobs_per_s")):
         name, value = row["system"], row[key]
         y = top + _TITLE + place * _STEP
-        length = max((_WIDTH - _NAMES - _VALUES) * value / most, 1)
+        length = max((WIDTH - _NAMES - _VALUES) * value / most, 1)
         parts += [
-            _text(0, y + _SIZE, name),
+            text(0, y + SIZE, name),
             f'<rect class="{_kind(name)}" x="{_NAMES}" y="{y}" width="{length:.1f}" height="{_BAR}" rx="2"/>',
-            _text(_NAMES + length + 8, y + _SIZE, f"{value:,.0f}" if value >= 100 else f"{value:.1f}", "value"),
+            text(_NAMES + length + 8, y + SIZE, f"{value:,.0f}" if value >= 100 else f"{value:.1f}", "value"),
         ]
     return parts
 
@@ -76,5 +85,6 @@ def _kind(name: str) -> str:
     return {EXARQ: "ours", LIMIT: "limit"}.get(name, "peer")
 
 
-def _text(x: float, y: float, said: str, kind: str = "name") -> str:
+def text(x: float, y: float, said: str, kind: str = "name") -> str:
+    """A line of words, from here on."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(said)}</text>'

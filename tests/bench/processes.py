@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -139,6 +139,20 @@ class Workers:
         """The CPU time that each process of their trees has used, user and system, seconds."""
         return {pid: found for pid in self._tree() if (found := cpu_of(pid)) is not None}
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """They stand still while the block lasts, and go on together; for less than a lease."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
     def memory_mb(self) -> float | None:
         """The highest resident memory of their trees so far, MB; None where the system does not tell."""
         found = [peak for pid in self._tree() if (peak := peak_memory_of(pid)) is not None]
@@ -162,6 +176,16 @@ def cpu_of(pid: int) -> float | None:
         )  # the kernel's clock of another process, as clock_getcpuclockid
     except OSError:
         return None
+
+
+def cpu_of_all(pid: int) -> float | None:
+    """The CPU time of a process and of those it has started, also of those that have ended, seconds."""
+    children = sum(cpu_of(child) or 0.0 for child in children_of(pid))
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return children + sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory_of(pid: int) -> float | None:

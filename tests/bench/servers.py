@@ -17,7 +17,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import make_url
 
-from tests.bench.processes import BenchError
+from tests.bench.processes import BenchError, cpu_of_all
 from worker.core.errors import EmbeddedServerError
 from worker.embedded import servers
 
@@ -48,13 +48,15 @@ class Servers:
         database_url: of a database where others can be created.
         redis_url: of an empty database of Redis.
         private: whether this run started them.
+        postgres_pid: of the server, where this run started it.
 
     """
 
-    def __init__(self, database_url: str, redis_url: str, *, private: bool) -> None:
+    def __init__(self, database_url: str, redis_url: str, *, private: bool, postgres_pid: int | None = None) -> None:
         self._database_url = _plain(database_url)
         self.redis_url = redis_url
         self._private = private
+        self._postgres_pid = postgres_pid
         self._databases: list[str] = []
         self._checkpoints = True
         self._redis_is_ours = False
@@ -140,6 +142,10 @@ class Servers:
             except asyncpg.InsufficientPrivilegeError:
                 self._checkpoints = False
 
+    def postgres_cpu(self) -> float | None:
+        """The CPU time that PostgreSQL has used, seconds; None where it is another's."""
+        return None if self._postgres_pid is None else cpu_of_all(self._postgres_pid)
+
     async def backends(self, url: str) -> int:
         """How many connections this database has."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'"
@@ -168,6 +174,7 @@ async def measured_servers() -> AsyncIterator[Servers]:
             database_url or (running.urls.database_url if running else ""),
             redis_url or (running.urls.redis_url if running else ""),
             private=redis_url is None,
+            postgres_pid=running.urls.postgres_pid if running and database_url is None else None,
         )
         async with both.opened():
             yield both

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import tally
-from tests.bench.processes import children_of, cpu_of, environment, peak_memory_of
+from tests.bench.processes import Workers, children_of, cpu_of, cpu_of_all, environment, peak_memory_of
 
 BUSY = """
 import time
@@ -37,6 +37,42 @@ def test_the_cpu_and_the_memory_of_another_process_are_seen() -> None:
         process.kill()
 
     assert cpu_of(process.pid) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_the_cpu_of_what_a_process_has_started_is_counted_also_when_that_has_ended() -> None:
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}]); input()"
+    command = [sys.executable, "-c", parent]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        child = float(process.stdout.readline())
+
+        while_it_runs = cpu_of_all(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        while children_of(process.pid):
+            time.sleep(0.01)
+        when_it_has_ended = cpu_of_all(process.pid)
+        process.kill()
+
+    assert while_it_runs is not None
+    assert when_it_has_ended is not None
+    assert child <= while_it_runs <= when_it_has_ended + 0.03  # a tick of the kernel's clock each
+
+
+def test_workers_that_are_held_stand_still_and_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time\nwhile True: time.sleep(0.001)"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        workers = Workers([process], tmp_path, lambda: "")
+
+        with workers.held():
+            _, held = os.waitpid(process.pid, os.WUNTRACED)
+        _, going = os.waitpid(process.pid, os.WCONTINUED)
+        process.kill()
+
+    assert os.WIFSTOPPED(held)
+    assert os.WIFCONTINUED(going)
 
 
 def test_a_job_that_begins_is_counted_and_the_first_one_tells_when(

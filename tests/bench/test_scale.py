@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import asyncpg
 import pytest
 
 from tests.bench.rows import Ratio
 from tests.bench.scale.__main__ import Size, run, write
+from tests.bench.scale.curves import curves, points
 from tests.bench.scale.findings import Finding, Findings, Sense, of_ratio
 from tests.bench.scale.full import Sizes
 from tests.bench.scale.stage import with_number
@@ -18,11 +20,20 @@ from tests.bench.screen import Screen
 
 SMALL = Size(
     Sizes(waiting=(50,), finished=(50,), jobs=20, under_snapshot=20, rounds=1),
-    idle_seconds=0.5, first=20, last=40, orm=20, rounds=1,
+    idle_seconds=0.5, first=20, last=40, orm=20, rounds=1, processes=(1, 2), workers=(1, 2),
 )  # fmt: skip
 
 
 _IDLE = [f"{what} of a process" for what in ("CPU", "SQL statements", "Redis commands")]
+_OF_PROCESSES = [
+    *(f"{what}{job}" for job in ("noop", "orm") for what in ("", "a worker's CPU of ", "PostgreSQL's CPU of ")),
+    "latency p50",
+    "latency p99",
+]
+_OF_WORKERS = [
+    *("SQL statements of all", "Redis commands of all", "CPU of all"),
+    *("a worker's CPU of noop", "PostgreSQL's CPU of noop", "jobs of a claim", "SQL statements of 1,000 noop"),
+]
 FIGURES = {
     "idle": [*_IDLE, *_IDLE, "turns of upkeep beyond one worker's"],
     "finished": [
@@ -32,6 +43,8 @@ FIGURES = {
         "a worker's statements that scan or sort",
     ],
     "growth": ["growth of VmHWM"],
+    "processes": [*_OF_PROCESSES, *_OF_PROCESSES],
+    "workers": [*_OF_WORKERS, *_OF_WORKERS],
 }
 
 
@@ -42,12 +55,33 @@ async def test_a_part_has_its_figures(part: str, tmp_path: Path) -> None:
     findings = Findings(lambda _: None, lambda _: None)
 
     failed = await run(SMALL, [part], Screen(), findings)
-    write(findings.all, tmp_path / "scale.jsonl")
+    write(findings.all, tmp_path / "scale.jsonl", tmp_path / "scale.svg")
 
     assert failed == []
     lines = [json.loads(line) for line in (tmp_path / "scale.jsonl").read_text().splitlines()]
     assert [line["measure"] for line in lines] == FIGURES[part]
     assert all(line["value"] > 0 for line in lines if "latency" in line["measure"] or "plain run" in line["measure"])
+
+
+def test_the_picture_has_a_curve_for_each_of_the_four_that_was_found() -> None:
+    found = [Finding("curves", f"{count:,} waiting, due later", "noop beside the plain run", 1) for count in (10, 1000)]
+    found += [Finding("scale", "50 finished", "noop beside the plain run", 0.95)]
+    found += [Finding("curves", case, job, 800) for case in ("1 process", "2 processes") for job in ("noop", "orm")]
+    workers = [("1 idle worker", 0.8), ("3 idle workers", 2.4)]
+    found += [Finding("curves", case, "SQL statements of all", value) for case, value in workers]
+
+    drawn = ElementTree.fromstring(curves(found) or "")
+
+    words = [word.text for word in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert points(found, "idle worker", "SQL statements of all") == [("1", 0.8), ("3", 2.4)]
+    assert [word for word in words if word and "×" in word] == [
+        "waiting jobs: jobs/s, × none",
+        "finished jobs: jobs/s, × none",
+        "processes: jobs/s, × one",
+        "workers, × one",
+    ]
+    assert {"10", "1,000", "noop 0.95", "orm 1.00", "idle: SQL/s 3.00"} <= set(words)
+    assert curves([Finding("idle", "1 worker, 60 s", "CPU of a process", 1)]) is None
 
 
 async def test_every_statement_that_passes_is_counted_once(database_url: str) -> None:

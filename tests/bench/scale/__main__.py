@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.processes import BenchError
-from tests.bench.scale import full, idle, memory, processes
+from tests.bench.scale import full, idle, memory, processes, workers
+from tests.bench.scale.curves import curves
 from tests.bench.scale.findings import Finding, Findings
 from tests.bench.scale.full import Sizes
 from tests.bench.scale.stage import Stage
@@ -27,6 +28,7 @@ from tests.bench.servers import measured_servers
 
 _STYLES: Final = {True: "green", False: "red", None: "bold"}
 _LINES: Final = Path(".bench/scale.jsonl")
+_PICTURE: Final = Path("docs/images/scale.svg")
 _TARGET: Final = Sizes((10_000, 100_000, 1_000_000), (50_000, 500_000, 5_000_000), 20_000, 100_000, 5)
 
 
@@ -40,6 +42,8 @@ class Size:
     last: int = 1_000_000
     orm: int = 5_000
     rounds: int = 3
+    processes: tuple[int, ...] = processes.PROCESSES
+    workers: tuple[int, ...] = workers.WORKERS
 
 
 def _sized(share: float) -> Size:
@@ -56,7 +60,8 @@ def _sized(share: float) -> Size:
     whole = Size()
     seconds = whole.idle_seconds if share == 1 else 20
     rounds = whole.rounds if share == 1 else 1
-    return Size(sizes, seconds, some(whole.first), some(whole.last), some(whole.orm), rounds)
+    counts = (whole.processes, whole.workers) if share == 1 else (whole.processes[:2], whole.workers[:2])
+    return Size(sizes, seconds, some(whole.first), some(whole.last), some(whole.orm), rounds, *counts)
 
 
 Part = Callable[[Stage, Findings], Awaitable[None]]
@@ -71,7 +76,8 @@ def parts(size: Size) -> dict[str, Part]:
         "snapshot": partial(full.snapshot, sizes=size.sizes),
         "memory": partial(memory.beside_arq, jobs=size.orm, rounds=size.rounds),
         "growth": partial(memory.growth, first=size.first, last=size.last),
-        "processes": partial(processes.processes, jobs=size.sizes.jobs, rounds=size.rounds),
+        "processes": partial(processes.processes, counts=size.processes, jobs=size.sizes.jobs, rounds=size.rounds),
+        "workers": partial(workers.workers, counts=size.workers, jobs=size.sizes.jobs, seconds=size.idle_seconds),
     }
 
 
@@ -79,7 +85,7 @@ def main() -> int:
     """Parse the arguments and run; 0 whatever the figures are, for speed is no test."""
     known = list(parts(Size()))
     parser = argparse.ArgumentParser(prog="make bench-scale", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of each size, in under 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="a tenth of each size, in some 5 minutes")
     parser.add_argument("--share", type=float, default=1.0, help="this share of each size")
     parser.add_argument("--parts", help=f"some of {', '.join(known)}")
     asked = parser.parse_args()
@@ -96,7 +102,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; everything that was started is gone", file=sys.stderr)
         return 130
-    write(findings.all, _LINES)
+    whole = not (asked.quick or asked.parts or asked.share != 1)
+    write(findings.all, _LINES, _PICTURE if whole else _LINES.with_suffix(".svg"))
     Console().print(_table(findings.all))
     return 2 if failed else 0
 
@@ -118,9 +125,12 @@ async def run(size: Size, wanted: list[str], screen: Screen, findings: Findings)
     return failed
 
 
-def write(found: list[Finding], lines: Path) -> None:
-    """Keep what was found, one JSON object a line."""
-    lines.parent.mkdir(parents=True, exist_ok=True)
+def write(found: list[Finding], lines: Path, picture: Path) -> None:
+    """Keep what was found, one JSON object a line, and draw its curves."""
+    for path in (lines, picture):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if drawn := curves(found):
+        picture.write_text(drawn)
     lines.write_text("".join(json.dumps(one.line(), ensure_ascii=False) + "\n" for one in found))
 
 

@@ -12,7 +12,7 @@ from tests.bench.scale.stage import Rig, Stage
 from tests.bench.scale.wire import Wire, counted
 
 _MANY: Final = 3
-_SETTLING: Final = 6.0  # two sweeps: what is done once at the start is over
+SETTLING: Final = 6.0  # two sweeps: what is done once at the start is over
 
 
 class _Reading(NamedTuple):
@@ -40,18 +40,33 @@ async def _of(rig: Rig, findings: Findings, processes: int, seconds: float) -> f
     case = f"{processes} worker{'s' if processes > 1 else ''}, {seconds:g} s"
     async with counted(rig.url) as (wire, url), rig.script.at(url).workers("noop", 20, processes) as workers:
         await rig.started(processes)
-        await asyncio.sleep(_SETTLING)
-        before = await _read(rig, wire, workers)
-        await asyncio.sleep(seconds)
-        after = await _read(rig, wire, workers)
-    took = (after.at - before.at) * processes
+        await asyncio.sleep(SETTLING)
+        cpu, statements, redis_commands, turns = await watched(rig, wire, workers, seconds)
     findings.add(
-        Finding("idle", case, "CPU of a process", (after.cpu - before.cpu) / took * 100, "% of a core", "<", 1),
-        Finding("idle", case, "SQL statements of a process", (after.statements - before.statements) / took, "/s", "≤", 1),
-        Finding("idle", case, "Redis commands of a process", (after.redis_commands - before.redis_commands) / took,
-                "/s", "≤", 2, "those inside of scripts too"),
+        Finding("idle", case, "CPU of a process", cpu / processes * 100, "% of a core", "<", 1),
+        Finding("idle", case, "SQL statements of a process", statements / processes, "/s", "≤", 1),
+        Finding("idle", case, "Redis commands of a process", redis_commands / processes, "/s", "≤", 2,
+                "those inside of scripts too"),
     )  # fmt: skip
-    return (after.turns - before.turns) / (after.at - before.at) * 60
+    return turns * 60
+
+
+class Rates(NamedTuple):
+    """What idle workers do in a second, all together; `cpu` is in seconds."""
+
+    cpu: float
+    statements: float
+    redis_commands: float
+    turns: float
+
+
+async def watched(rig: Rig, wire: Wire, workers: Workers, seconds: float) -> Rates:
+    """Look on for so long."""
+    before = await _read(rig, wire, workers)
+    await asyncio.sleep(seconds)
+    after = await _read(rig, wire, workers)
+    took = after.at - before.at
+    return Rates(*((now - then) / took for now, then in zip(after[1:], before[1:], strict=True)))
 
 
 async def _read(rig: Rig, wire: Wire, workers: Workers) -> _Reading:

@@ -43,6 +43,7 @@ class Rig(Bench):
 
     def __init__(self, servers: Servers, script: Script, system: Installed, database_url: str, redis: Redis) -> None:
         super().__init__(servers, script, database_url)
+        self.servers = servers
         self.url = database_url
         self.script = script
         self.redis = redis

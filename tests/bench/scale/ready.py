@@ -1,0 +1,81 @@
+"""Runs by workers that are all there and warm before the first job is: what a job costs, whoever started first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from tests.bench.processes import Workers
+from tests.bench.scale.findings import Finding
+from tests.bench.scale.stage import Rig
+from tests.bench.workloads import Workload
+
+_LOOK_EVERY: Final = 0.005
+_RUN_LIMIT: Final = 120.0
+_WARMING: Final = 50
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run has shown, of each job.
+
+    Args:
+        rate: jobs a second.
+        worker: CPU of the workers, µs.
+        postgres: CPU of PostgreSQL, µs; None where nobody tells.
+        claimed: how many jobs a claim took.
+
+    """
+
+    rate: float
+    worker: float
+    postgres: float | None
+    claimed: float
+
+
+async def warmed(rig: Rig, workers: Workers, workload: Workload) -> None:
+    """Return once all are there and have run something: connections are open, statements prepared."""
+    await rig.started(workload.processes)
+    await run(rig, workers, workload, _WARMING * workload.processes)
+
+
+async def run(rig: Rig, workers: Workers, workload: Workload, jobs: int) -> Cost:
+    """All begin at once, with a full queue."""
+    begun, claims = _begun(workers), await _claims(rig)
+    with workers.held():
+        await rig.enqueue(workload, jobs)
+        cpu, postgres = sum(workers.cpu().values()), rig.servers.postgres_cpu()
+        at = time.monotonic()
+    async with asyncio.timeout(_RUN_LIMIT):
+        while _begun(workers) - begun < jobs or await rig.left():  # noqa: ASYNC110 — a store sets no Event
+            await asyncio.sleep(_LOOK_EVERY)
+    took, cpu = time.monotonic() - at, sum(workers.cpu().values()) - cpu
+    after = rig.servers.postgres_cpu()
+    return Cost(
+        rate=jobs / took,
+        worker=cpu / jobs * 1e6,
+        postgres=None if postgres is None or after is None else (after - postgres) / jobs * 1e6,
+        claimed=jobs / max(await _claims(rig) - claims, 1),
+    )
+
+
+def of_costs(case: str, job: str, costs: Sequence[Cost]) -> list[Finding]:
+    """The medians."""
+    postgres = [cost.postgres for cost in costs if cost.postgres is not None]
+    found = [Finding("curves", case, f"a worker's CPU of {job}", median(cost.worker for cost in costs), "µs")]
+    if postgres:
+        found.append(Finding("curves", case, f"PostgreSQL's CPU of {job}", median(postgres), "µs"))
+    return found
+
+
+def _begun(workers: Workers) -> int:
+    return sum(process.jobs for process in workers.begun())
+
+
+async def _claims(rig: Rig) -> int:
+    """How many claims have found something: each job keeps the token of its own."""
+    return int(await rig.sql("SELECT count(DISTINCT token) FROM exarq.job"))
