@@ -31,6 +31,7 @@ text {{ font: {SIZE}px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #
 .peer {{ fill: #afb8c1; }}
 .ours {{ fill: #2f81f7; }}
 .limit {{ fill: none; stroke: #8b949e; stroke-dasharray: 4 3; }}
+.axis {{ stroke: #8b949e; }}
 .line {{ fill: none; stroke-width: 2; }}
 .line.ours {{ stroke: #2f81f7; }}
 .line.peer {{ stroke: #afb8c1; }}

@@ -78,9 +78,9 @@ def test_the_picture_has_a_curve_for_each_of_the_four_that_was_found() -> None:
         "waiting jobs: jobs/s, × none",
         "finished jobs: jobs/s, × none",
         "processes: jobs/s, × one",
-        "workers, × one",
+        "workers, × one: SQL/s idle, PostgreSQL's CPU a job",
     ]
-    assert {"10", "1,000", "noop 0.95", "orm 1.00", "idle: SQL/s 3.00"} <= set(words)
+    assert {"10", "1,000", "noop 0.95", "orm 1.00", "SQL/s 3.00"} <= set(words)
     assert curves([Finding("idle", "1 worker, 60 s", "CPU of a process", 1)]) is None
 
 

@@ -44,11 +44,11 @@ _PANELS: Final = (
     _Panel("finished jobs: jobs/s, × none", False, (_Line("noop", "finished", _BESIDE_PLAIN),)),
     _Panel("processes: jobs/s, × one", True, (_Line("noop", "process", "noop"), _Line("orm", "process", "orm"))),
     _Panel(
-        "workers, × one",
+        "workers, × one: SQL/s idle, PostgreSQL's CPU a job",
         True,
         (
-            _Line("a claim's noop", "busy worker", "PostgreSQL's CPU of noop"),
-            _Line("idle: SQL/s", "idle worker", "SQL statements of all"),
+            _Line("CPU", "busy worker", "PostgreSQL's CPU of noop"),
+            _Line("SQL/s", "idle worker", "SQL statements of all"),
         ),
     ),
 )
@@ -66,7 +66,7 @@ def curves(found: Sequence[Finding]) -> str | None:
     for place, (panel, drawn) in enumerate(panels):
         parts += _parts(panel, drawn, place % 2 * _WIDE, place // 2 * _HIGH)
     height = (len(panels) + 1) // 2 * _HIGH
-    foot = "medians on two cores, the same durable servers; dashed: no growth: make bench-scale"
+    foot = "medians, the same durable servers; dashed: no growth: make bench-scale"
     return picture([*parts, text(0, height + SIZE, foot, "foot")], height + 2 * SIZE)
 
 
@@ -95,7 +95,7 @@ def _parts(panel: _Panel, drawn: list[tuple[_Line, Points]], left: float, top: f
     parts = [
         text(left, top + SIZE + 4, panel.title, "title"),
         f'<path class="limit" d="M{start:.1f} {y(1):.1f}H{end:.1f}"/>',
-        f'<path class="limit" stroke-dasharray="none" d="M{start:.1f} {bottom:.1f}H{end:.1f}"/>',
+        f'<path class="axis" d="M{start:.1f} {bottom:.1f}H{end:.1f}"/>',
     ]
     said: list[float] = []
     for number, (line, at) in enumerate(drawn):
