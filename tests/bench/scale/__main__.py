@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -92,6 +93,7 @@ def main() -> int:
     wanted = [name.strip() for name in asked.parts.split(",")] if asked.parts else known
     if unknown := next((name for name in wanted if name not in known), None):
         parser.error(f"no {unknown!r}; there are {', '.join(known)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing behind, as after Ctrl-C
     screen = Screen()
     findings = Findings(
         lambda one: screen.say(_said(one), _STYLES[one.met]),

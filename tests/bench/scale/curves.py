@@ -111,5 +111,5 @@ def _parts(panel: _Panel, drawn: list[tuple[_Line, Points]], left: float, top: f
         parts.append(text(x + 8, said[-1] + SIZE / 3, f"{line.called} {at[-1][1]:.2f}"))
     for place, (count, _) in enumerate(drawn[0][1]):
         x = start + (end - start) * place / max(len(drawn[0][1]) - 1, 1)
-        parts.append(text(x - _LETTER * len(count) / 2 if place else left, bottom + SIZE + 6, count, "value"))
+        parts.append(text(max(x - _LETTER * len(count) / 2, left), bottom + SIZE + 6, count, "value"))
     return parts
