@@ -7,14 +7,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Final
+from typing import Any, Final
+
+import asyncpg
 
 from tests.bench.processes import Workers
 from tests.bench.scale.findings import Finding
 from tests.bench.scale.stage import Rig
 from tests.bench.workloads import Workload
 
-_LOOK_EVERY: Final = 0.005
+_LEFT: Final = "SELECT count(*) FROM exarq.job WHERE state = 'running'"
+_CLAIMS: Final = "SELECT count(DISTINCT token) FROM exarq.job"  # that found something: a job keeps its claim's token
+_LOOK_EVERY: Final = 0.01
 _RUN_LIMIT: Final = 120.0
 _WARMING: Final = 50
 
@@ -45,13 +49,23 @@ async def warmed(rig: Rig, workers: Workers, workload: Workload) -> None:
 
 async def run(rig: Rig, workers: Workers, workload: Workload, jobs: int) -> Cost:
     """All begin at once, with a full queue."""
-    begun, claims = _begun(workers), await _claims(rig)
+    connection = await asyncpg.connect(
+        rig.url
+    )  # one for all looks: to connect costs PostgreSQL more than a hundred jobs
+    try:
+        return await _run(rig, workers, connection, workload, jobs)
+    finally:
+        await connection.close()
+
+
+async def _run(rig: Rig, workers: Workers, connection: asyncpg.Connection[Any], workload: Workload, jobs: int) -> Cost:
+    begun, claims = _begun(workers), await connection.fetchval(_CLAIMS)
     with workers.held():
         await rig.enqueue(workload, jobs)
         cpu, postgres = sum(workers.cpu().values()), rig.servers.postgres_cpu()
         at = time.monotonic()
     async with asyncio.timeout(_RUN_LIMIT):
-        while _begun(workers) - begun < jobs or await rig.left():  # noqa: ASYNC110 — a store sets no Event
+        while _begun(workers) - begun < jobs or await connection.fetchval(_LEFT):  # noqa: ASYNC110 — a store sets no Event
             await asyncio.sleep(_LOOK_EVERY)
     took, cpu = time.monotonic() - at, sum(workers.cpu().values()) - cpu
     after = rig.servers.postgres_cpu()
@@ -59,7 +73,7 @@ async def run(rig: Rig, workers: Workers, workload: Workload, jobs: int) -> Cost
         rate=jobs / took,
         worker=cpu / jobs * 1e6,
         postgres=None if postgres is None or after is None else (after - postgres) / jobs * 1e6,
-        claimed=jobs / max(await _claims(rig) - claims, 1),
+        claimed=jobs / max(await connection.fetchval(_CLAIMS) - claims, 1),
     )
 
 
@@ -74,8 +88,3 @@ def of_costs(case: str, job: str, costs: Sequence[Cost]) -> list[Finding]:
 
 def _begun(workers: Workers) -> int:
     return sum(process.jobs for process in workers.begun())
-
-
-async def _claims(rig: Rig) -> int:
-    """How many claims have found something: each job keeps the token of its own."""
-    return int(await rig.sql("SELECT count(DISTINCT token) FROM exarq.job"))
