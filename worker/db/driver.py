@@ -8,17 +8,19 @@ from typing import Any
 import asyncpg
 
 # As asyncpg's own transactions send them, and SQLAlchemy's through these.
-_COMMIT, _ROLLBACK = "COMMIT;", "ROLLBACK;"
+_ENDS = _COMMIT, _ROLLBACK = "COMMIT;", "ROLLBACK;"
 
 
 class Driver(asyncpg.Connection):
     """A connection of asyncpg's; SQLAlchemy makes it where it is given this class."""
 
-    __slots__ = ("_along",)
+    __slots__ = ("_along", "before_commit")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._along: tuple[str, str] | None = None
+        self.before_commit: Callable[[], None] | None = None
+        """Called before each COMMIT of a transaction of asyncpg's, and so of SQLAlchemy's, but for `end_with`."""
 
     def end_with(self, end: Callable[[], None], *, before: str = "", after: str = "") -> bool:
         """Call what ends the transaction, with these in the same message; False where it ended none.
@@ -44,9 +46,12 @@ class Driver(asyncpg.Connection):
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Execute as asyncpg does, with what is to be taken along."""
-        if self._along is not None and query in (_COMMIT, _ROLLBACK):
-            (before, after), self._along = self._along, None
-            query = f"{before if query == _COMMIT else ''}{query}{after}"
+        if query in _ENDS:
+            if self._along is not None:
+                (before, after), self._along = self._along, None
+                query = f"{before if query == _COMMIT else ''}{query}{after}"
+            elif self.before_commit is not None and query == _COMMIT:
+                self.before_commit()
         return await super().execute(query, *args, timeout=timeout)
 
 

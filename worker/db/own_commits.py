@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
 from worker.db.transaction import AttemptTransaction, dbapi_of
@@ -44,7 +44,10 @@ class OwnCommits(AttemptTransaction):
         session.connection()
         return self.ready_to_complete()
 
-    def before_commit(self, connection: Connection) -> None:
+    def _watch_commits(self, connection: Connection) -> None:
+        event.listen(connection, "commit", self._before_commit)  # the fence is a statement, before the COMMIT begins
+
+    def _before_commit(self, connection: Connection) -> None:
         """A COMMIT of the job's own takes place only while the attempt holds the job."""
         if self.commit_sent:
             return

@@ -19,12 +19,12 @@ T = TypeVar("T")
 class AttemptSession(Session):
     """The session of an attempt; without one, an ordinary session on its own engine."""
 
-    @property
-    def attempt(self) -> AttemptTransaction | None:
-        """The transaction to join, handed in by `info` when the session is made."""
-        attempt = self.info.get(ATTEMPT)
-        assert attempt is None or isinstance(attempt, AttemptTransaction)
-        return attempt
+    attempt: AttemptTransaction | None = None
+    """The transaction to join, handed in by `info` when the session is made."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attempt = self.info.get(ATTEMPT)
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         """The attempt's connection, taken now if this is the first statement."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, Final, TypeGuard
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, Transaction, event
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -24,7 +25,7 @@ from worker.db.lazy import LazyLoads
 from worker.db.owner import Owner
 
 ATTEMPT: Final = "exarq.attempt"
-"""The key under which a session and a connection know the attempt they serve."""
+"""The key under which a session knows the attempt it serves."""
 
 # Each alternative begins with another character and each comment has one reading: no input makes it search long.
 _COMMENTS: Final = r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)*"
@@ -80,6 +81,7 @@ class AttemptTransaction:
         if read_only:
             self._options["postgresql_readonly"] = True
         self._connection: Connection | None = None
+        self._driver: Any = None  # of that connection, in the transaction that was begun last
         self._root: Transaction | None = None
         self._escaped = False  # the job tried to end the transaction behind its session's back
         self._closed = False
@@ -147,7 +149,7 @@ class AttemptTransaction:
         Raises: `TransactionEscaped` when the job ended it behind the session's back. Asks asyncpg, not the server.
         """
         connection = self._begun()
-        if _has_begun(connection) and not _driver(connection).is_in_transaction():
+        if _has_begun(connection) and not self._driver.is_in_transaction():
             raise TransactionEscaped(_ESCAPED)
         return connection
 
@@ -157,8 +159,7 @@ class AttemptTransaction:
         connection = self._connection
         if connection is None or not _has_begun(connection):
             return False
-        driver = _driver(connection)
-        return _is_ours(driver) and driver.speaks_utf8
+        return _is_ours(self._driver) and self._driver.speaks_utf8
 
     def commit(self, completion: str = "") -> None:
         """The one COMMIT of the attempt.
@@ -175,7 +176,7 @@ class AttemptTransaction:
             took_along = self._end(self._connection, self._commit, before=completion)
         except Exception as error:
             connection = self._connection
-            if connection is not None and is_answer(error) and _is_in_transaction(connection):
+            if connection is not None and is_answer(error) and self._is_in_transaction():
                 self.commit_sent = False  # also a COMMIT that fails would have ended it: this one was not reached
                 # SQLAlchemy takes the transaction for ended, and would send no ROLLBACK any more.
                 dbapi_of(connection).run_async(lambda driver: driver.execute("ROLLBACK"))
@@ -192,10 +193,6 @@ class AttemptTransaction:
                 self.keep_from_others()
             else:
                 self.refuse_foreign_end()
-
-    def before_commit(self, _connection: Connection) -> None:
-        """Called before each COMMIT on the connection: only ours may take place."""
-        self.refuse_foreign_end()
 
     def refuse_foreign_end(self) -> None:
         """Keep a job from ending the transaction without the completion; from here on its attempt can only fail."""
@@ -215,10 +212,11 @@ class AttemptTransaction:
             return
         try:
             self._end(connection, connection.rollback)
-            if self._for_this_job_only or _is_dirty(connection):
+            if self._for_this_job_only or (not connection.invalidated and _is_dirty(self._driver)):
                 connection.invalidate()
             if not connection.invalidated:
-                connection.info.pop(ATTEMPT, None)
+                if _is_ours(self._driver):
+                    self._driver.before_commit = None
                 if not self._is_reset and (reset := _reset_of(connection)):
                     dbapi_of(connection).run_async(lambda driver: driver.execute(reset))
         except BaseException as error:  # a connection that was not cleaned is not used again
@@ -238,23 +236,42 @@ class AttemptTransaction:
 
         Raises: `TransactionEscaped`.
         """
-        if self._connection is not None and _is_in_transaction(self._connection):
+        if self._is_in_transaction():
             raise TransactionEscaped(_WENT_ON)
+
+    def _is_in_transaction(self) -> bool:
+        connection = self._connection
+        return connection is not None and not connection.invalidated and bool(self._driver.is_in_transaction())
 
     def _begun(self) -> Connection:
         if self._escaped:
             raise TransactionEscaped(_ESCAPED)
         if self._connection is None:
             self._connection = _connect(self.engine)
+            _serving[self._connection] = self
         if self._kept and self._connection.invalidated:
             raise TransactionAborted(_LOST)
         if not self._connection.in_transaction():
+            self._hold(self._connection)
             if self._options:  # part of the BEGIN, and undone when the connection goes back
                 self._connection.execution_options(**self._options)
             self._begin(self._connection)
-            self._connection.info[ATTEMPT] = self
-            self.backend_pid = _driver(self._connection).get_server_pid()
         return self._connection
+
+    def _hold(self, connection: Connection) -> None:
+        """Know the driver's connection, and keep everybody else from ending its transaction."""
+        self._driver = connection.connection.driver_connection
+        self.backend_pid = self._driver.get_server_pid()
+        self._watch_commits(connection)
+
+    def _watch_commits(self, connection: Connection) -> None:
+        if _is_ours(self._driver):
+            self._driver.before_commit = self.refuse_foreign_end
+        else:
+            event.listen(connection, "commit", self._before_commit)
+
+    def _before_commit(self, _connection: Connection) -> None:
+        self.refuse_foreign_end()
 
     def _commit(self) -> None:
         assert self._root is not None
@@ -262,11 +279,10 @@ class AttemptTransaction:
 
     def _end(self, connection: Connection | None, end: Callable[[], None], *, before: str = "") -> bool:
         """End the transaction for good; `before`, and the resets after it, go along with that where they can."""
-        driver = None if connection is None or connection.invalidated else _driver(connection)
-        if connection is None or not _is_ours(driver):
+        if connection is None or connection.invalidated or not _is_ours(self._driver):
             end()
             return False
-        took_along = driver.end_with(end, before=before, after=_reset_of(connection))
+        took_along = self._driver.end_with(end, before=before, after=_reset_of(connection))
         self._is_reset = self._is_reset or took_along
         return took_along
 
@@ -276,23 +292,26 @@ class AttemptTransaction:
         self._root = connection.begin()
 
 
+_serving: WeakKeyDictionary[Connection, AttemptTransaction] = WeakKeyDictionary()
+
+
 def guard(engine: AsyncEngine) -> None:
     """Watch the connections of this engine: who takes them, and that nobody ends an attempt's transaction on them."""
-    event.listen(engine.sync_engine, "commit", _before_commit)
-    event.listen(engine.sync_engine, "before_cursor_execute", _only_inside)
+    # Events of the dialect: one of the engine would cost each connection taken from it a dispatch of its own.
+    event.listen(engine.sync_engine, "do_execute", _before_statement)
+    event.listen(engine.sync_engine, "do_executemany", _before_statement)
+    event.listen(engine.sync_engine, "do_execute_no_params", _before_statement_without_parameters)
     watch(engine)
 
 
-def _before_commit(connection: Connection) -> None:
-    attempt = connection.info.get(ATTEMPT)
-    if attempt is not None:
-        attempt.before_commit(connection)
-
-
-def _only_inside(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-    attempt = connection.info.get(ATTEMPT)
+def _before_statement(_cursor: Any, statement: str, _parameters: Any, context: Any) -> None:
+    attempt = _serving.get(context.root_connection)
     if attempt is not None:
         attempt.before_statement(statement)
+
+
+def _before_statement_without_parameters(cursor: Any, statement: str, context: Any) -> None:
+    _before_statement(cursor, statement, None, context)
 
 
 def _connect(engine: Engine) -> Connection:
@@ -323,21 +342,7 @@ def _is_ours(driver: Any) -> TypeGuard[Driver]:
     return issubclass(type(driver), Driver)  # asyncpg's own isinstance() takes any connection for one of any class
 
 
-def _driver(connection: Connection) -> Any:
-    return connection.connection.driver_connection
-
-
-def _is_in_transaction(connection: Connection) -> bool:
-    return not connection.invalidated and _driver(connection).is_in_transaction()
-
-
-def _is_dirty(connection: Connection) -> bool:
+def _is_dirty(driver: Any) -> bool:
     """Whether no reset helps: in a transaction, which SQLAlchemy believes ended, a reset is rolled back."""
-    return not connection.invalidated and (
-        _has_listeners(connection) or _is_in_transaction(connection) or _driver(connection)._top_xact is not None
-    )
-
-
-def _has_listeners(connection: Connection) -> bool:
-    driver = _driver(connection)
-    return any(getattr(driver, name, None) for name in _LISTENERS)
+    listened = any(getattr(driver, name, None) for name in _LISTENERS)
+    return listened or driver.is_in_transaction() or driver._top_xact is not None
