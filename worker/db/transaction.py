@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Final, TypeGuard
 from weakref import WeakKeyDictionary
 
@@ -36,7 +37,7 @@ _NOTABLE: Final = re.compile(
 )
 
 # What it was asked to tell a job that is gone by then, asyncpg would tell the next one.
-_LISTENERS: Final = ("_listeners", "_log_listeners", "_query_loggers", "_termination_listeners")
+_LISTENERS: Final = attrgetter("_listeners", "_log_listeners", "_query_loggers", "_termination_listeners")
 
 _ESCAPED = (
     "the job ended its transaction by a COMMIT or ROLLBACK of its own; call commit() and rollback() of its session"
@@ -82,6 +83,7 @@ class AttemptTransaction:
             self._options["postgresql_readonly"] = True
         self._connection: Connection | None = None
         self._driver: Any = None  # of that connection, in the transaction that was begun last
+        self._ours: Driver | None = None  # the same, where it is of our class
         self._root: Transaction | None = None
         self._escaped = False  # the job tried to end the transaction behind its session's back
         self._closed = False
@@ -159,7 +161,7 @@ class AttemptTransaction:
         connection = self._connection
         if connection is None or not _has_begun(connection):
             return False
-        return _is_ours(self._driver) and self._driver.speaks_utf8
+        return self._ours is not None and self._ours.speaks_utf8
 
     def commit(self, completion: str = "") -> None:
         """The one COMMIT of the attempt.
@@ -215,8 +217,8 @@ class AttemptTransaction:
             if self._for_this_job_only or (not connection.invalidated and _is_dirty(self._driver)):
                 connection.invalidate()
             if not connection.invalidated:
-                if _is_ours(self._driver):
-                    self._driver.before_commit = None
+                if self._ours is not None:
+                    self._ours.before_commit = None
                 if not self._is_reset and (reset := _reset_of(connection)):
                     dbapi_of(connection).run_async(lambda driver: driver.execute(reset))
         except BaseException as error:  # a connection that was not cleaned is not used again
@@ -260,13 +262,14 @@ class AttemptTransaction:
 
     def _hold(self, connection: Connection) -> None:
         """Know the driver's connection, and keep everybody else from ending its transaction."""
-        self._driver = connection.connection.driver_connection
+        self._driver = driver = connection.connection.driver_connection
+        self._ours = driver if _is_ours(driver) else None
         self.backend_pid = self._driver.get_server_pid()
         self._watch_commits(connection)
 
     def _watch_commits(self, connection: Connection) -> None:
-        if _is_ours(self._driver):
-            self._driver.before_commit = self.refuse_foreign_end
+        if self._ours is not None:
+            self._ours.before_commit = self.refuse_foreign_end
         else:
             event.listen(connection, "commit", self._before_commit)
 
@@ -279,10 +282,10 @@ class AttemptTransaction:
 
     def _end(self, connection: Connection | None, end: Callable[[], None], *, before: str = "") -> bool:
         """End the transaction for good; `before`, and the resets after it, go along with that where they can."""
-        if connection is None or connection.invalidated or not _is_ours(self._driver):
+        if connection is None or connection.invalidated or self._ours is None:
             end()
             return False
-        took_along = self._driver.end_with(end, before=before, after=_reset_of(connection))
+        took_along = self._ours.end_with(end, before=before, after=_reset_of(connection))
         self._is_reset = self._is_reset or took_along
         return took_along
 
@@ -344,5 +347,4 @@ def _is_ours(driver: Any) -> TypeGuard[Driver]:
 
 def _is_dirty(driver: Any) -> bool:
     """Whether no reset helps: in a transaction, which SQLAlchemy believes ended, a reset is rolled back."""
-    listened = any(getattr(driver, name, None) for name in _LISTENERS)
-    return listened or driver.is_in_transaction() or driver._top_xact is not None
+    return any(_LISTENERS(driver)) or driver.is_in_transaction() or driver._top_xact is not None

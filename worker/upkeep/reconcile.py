@@ -30,7 +30,7 @@ _AT_ONCE: Final = timedelta(0)
 _AFTER_A_ROUND: Final = timedelta(seconds=1)
 
 # A page takes long where the loop or a server is busy, and there the jobs go first.
-_REST_FOR_TIME: Final = 10
+_REST_FOR_TIME: Final = 30
 _SHORTEST_REST: Final = timedelta(milliseconds=300)
 _LONGEST_REST: Final = timedelta(milliseconds=500)
 
