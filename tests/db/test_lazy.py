@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import pytest
-from sqlalchemy import ForeignKey, select, text
+from sqlalchemy import ForeignKey, event, select, text
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncEngine, AsyncSession
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     Session,
+    defaultload,
     mapped_column,
     relationship,
     selectinload,
@@ -176,7 +177,21 @@ def loads_what_it_needs(session: Session) -> None:
     session.refresh(order)
 
 
+def reads_lines_with_an_eager_load_behind(session: Session) -> None:
+    order = session.scalars(select(Order).options(defaultload(Order.lines).selectinload(Line.order)).limit(1)).one()
+    assert order.lines[0].order is order
+
+
+def reads_lines_with_something_to_flush(session: Session) -> None:
+    order = session.get_one(Order, 1)
+    event.listen(session, "before_flush", lambda session, *_: session.scalars(select(Line)).all())
+    session.add(Order(id=7))
+    assert len(order.lines) == 2
+
+
 COUNTED = [
+    (reads_lines_with_an_eager_load_behind, {"Order.lines": 1}),
+    (reads_lines_with_something_to_flush, {"Order.lines": 1}),
     (reads_each_orders_lines, {"Order.lines": 3}),
     (reads_deferred_columns, {"Order.note": 3}),
     (reads_what_expired, {"Order.name": 1}),

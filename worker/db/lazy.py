@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any, Final
 
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncAttrs
-from sqlalchemy.orm import InstrumentedAttribute, MapperProperty, ORMExecuteState, RelationshipProperty, Session
+from sqlalchemy.orm import InstrumentedAttribute, MapperProperty, RelationshipProperty, Session
+from sqlalchemy.orm.loading import _PostLoad
 from sqlalchemy.util.concurrency import in_greenlet
 
 from worker.core.errors import LazyLoadRefused
 
-_READS_OR_WRITES: Final[tuple[CodeType, ...]] = (
-    InstrumentedAttribute.__get__.__code__,
-    InstrumentedAttribute.__set__.__code__,
-)
+_READS: Final[CodeType] = InstrumentedAttribute.__get__.__code__
+_WRITES: Final[CodeType] = InstrumentedAttribute.__set__.__code__
+_EXECUTES: Final[CodeType] = Session._execute_internal.__code__
+_LOADS_BEHIND: Final[CodeType] = _PostLoad.invoke.__code__
 
 
 def refuse_lazy_load() -> None:
@@ -35,27 +35,31 @@ def refuse_lazy_load() -> None:
 class LazyLoads:
     """How often sync code of one attempt has loaded each attribute lazily."""
 
-    __slots__ = ("_counting", "_counts", "_listens")
+    __slots__ = ("_counting", "_counts")
 
     def __init__(self) -> None:
         self._counts: dict[MapperProperty[Any], int] = {}
         self._counting = False
-        self._listens = False
 
     def __bool__(self) -> bool:
         return bool(self._counts)
 
     @contextmanager
-    def counted(self, session: Session) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
         """Count while the block lasts."""
-        if not self._listens:  # on this one session: where the event is heard, every statement is prepared twice
-            event.listen(session, "do_orm_execute", self._note)
-            self._listens = True
         before, self._counting = self._counting, True
         try:
             yield
         finally:
             self._counting = before
+
+    def note(self, statement: Any) -> None:
+        """Called before each statement of the session: the event for it would prepare every one twice."""
+        if self._counting and getattr(statement, "is_select", False):
+            frame = _attribute_frame(within_one_statement=True)
+            if frame is not None:  # else it is asked for, a refresh() or a cascade
+                prop = frame.f_locals["self"].property
+                self._counts[prop] = self._counts.get(prop, 0) + 1
 
     @property
     def total(self) -> int:
@@ -74,19 +78,20 @@ class LazyLoads:
         """What would have loaded the most frequent one without a statement of its own for each object."""
         return _eagerly(max(self._counts, key=lambda prop: self._counts[prop]))
 
-    def _note(self, state: ORMExecuteState) -> None:
-        if self._counting and state.is_select and (state.is_column_load or state.lazy_loaded_from is not None):
-            frame = _attribute_frame()
-            if frame is not None:  # else it is a refresh() or a cascade
-                prop = frame.f_locals["self"].property
-                self._counts[prop] = self._counts.get(prop, 0) + 1
 
-
-def _attribute_frame() -> FrameType | None:
+def _attribute_frame(*, within_one_statement: bool = False) -> FrameType | None:
+    """Where an attribute is read that led here; within one statement: not by its flush or its eager loads."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code not in _READS_OR_WRITES:
+    statements = 0
+    while frame is not None:
+        code = frame.f_code
+        if code is _READS or code is _WRITES:
+            return frame
+        statements += code is _EXECUTES
+        if within_one_statement and (statements > 1 or code is _LOADS_BEHIND):
+            return None
         frame = frame.f_back
-    return frame
+    return None
 
 
 def _line_outside_sqlalchemy(frame: FrameType) -> str:

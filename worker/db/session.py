@@ -29,10 +29,12 @@ class AttemptSession(Session):
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         """The attempt's connection, taken now if this is the first statement."""
         refuse_lazy_load()
-        if self.attempt is None:
+        attempt = self.attempt
+        if attempt is None:
             return super().get_bind(*args, **kwargs)
-        self.attempt.require_owner()
-        return self.attempt.connection()
+        attempt.require_owner()
+        attempt.lazy_loads.note(kwargs.get("clause"))
+        return attempt.connection()
 
     def flush(self, *args: Any, **kwargs: Any) -> None:
         """Flush as any session does; a lazy load does it first, and must not fail halfway for want of a greenlet."""
@@ -111,7 +113,7 @@ class JobSession(AsyncSession):
         attempt = self.info.get(ATTEMPT)
         if attempt is None:
             return await super().run_sync(fn, *args, **kwargs)
-        with attempt.lazy_loads.counted(self.sync_session):
+        with attempt.lazy_loads.counted():
             return await super().run_sync(fn, *args, **kwargs)
 
 
