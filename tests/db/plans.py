@@ -197,9 +197,10 @@ class Plan:
 
     @property
     def scanned(self) -> set[str]:
-        """The tables that grow and that it reads from end to end."""
-        seq = {node["Relation Name"] for node in self.nodes if node["Node Type"] == "Seq Scan"}
-        return seq & {"job", "attempt"}
+        """The tables that grow and that it reads from end to end, as they lie or through all of their primary key."""
+        found = {node["Relation Name"] for node in self.nodes if node["Node Type"] == "Seq Scan"}
+        walked = {node["Index Name"] for node in self.nodes if "Index Name" in node and "Index Cond" not in node}
+        return {table for table in ("job", "attempt") if table in found or f"{table}_pkey" in walked}
 
     @property
     def sorted(self) -> int:

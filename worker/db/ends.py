@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.core.states import FINAL, Ending, JobState
 from worker.db.models import Attempt, Job
+from worker.db.statements.rows import by_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ _STANDS = (
         Job.progress,
     )
     .outerjoin_from(
-        Job, Attempt, and_(Attempt.job_id == Job.id, Attempt.token == Job.token, Job.state == JobState.FAILED)
+        Job, Attempt, and_(by_key(Attempt.job_id, Job.id), Attempt.token == Job.token, Job.state == JobState.FAILED)
     )
     .where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
 )

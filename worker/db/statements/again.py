@@ -32,7 +32,7 @@ from sqlalchemy.orm import aliased
 
 from worker.core.states import FINAL, Ending, JobState
 from worker.db.models import UNIQUE_WHILE, Attempt, Installation, Job, constant
-from worker.db.statements.rows import WANTED_STATE, asked_after, given_ids
+from worker.db.statements.rows import WANTED_STATE, asked_after, by_key, given_ids
 
 
 def _would_hold_its_key() -> ColumnElement[bool]:
@@ -62,7 +62,7 @@ def _free_statement() -> Update:
         .with_for_update(key_share=True, of=Job, skip_locked=True)
         .cte("over")
     )
-    return update(Job).where(Job.id == over.c.id).values(unique_until=null())
+    return update(Job).where(by_key(Job.id, over.c.id)).values(unique_until=null())
 
 
 FREE_FOR = _free_statement()
@@ -99,7 +99,7 @@ def _retry_statement(*, waits: bool) -> Select[Any]:
     now = func.clock_timestamp()
     moved = (
         update(Job)
-        .where(Job.id == ranked.c.id, ranked.c.wanted, ~ranked.c.young, ~ranked.c.refused)
+        .where(by_key(Job.id, ranked.c.id), ranked.c.wanted, ~ranked.c.young, ~ranked.c.refused)
         .values(
             state=literal(JobState.QUEUED.value),
             run_at=now,

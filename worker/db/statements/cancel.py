@@ -8,7 +8,7 @@ from sqlalchemy import Select, Text, Uuid, bindparam, case, func, literal, null,
 
 from worker.core.states import JobState
 from worker.db.models import Installation, Job, constant
-from worker.db.statements.rows import WANTED_STATE, given_ids
+from worker.db.statements.rows import WANTED_STATE, by_key, given_ids
 
 
 def _request_cancel_statement() -> Select[Any]:
@@ -30,7 +30,7 @@ def _ask(given: Any) -> Select[Any]:
     waits, runs = locked.c.state == constant(JobState.QUEUED), locked.c.state == constant(JobState.RUNNING)
     asked = (
         update(Job)
-        .where(Job.id == locked.c.id, locked.c.wanted, or_(waits, runs))
+        .where(by_key(Job.id, locked.c.id), locked.c.wanted, or_(waits, runs))
         .values(
             cancel_requested=True,
             state=case((waits, literal(JobState.CANCELLED.value)), else_=Job.state),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, select
+from sqlalchemy import Select, and_, any_, delete, func, select
 
 from worker.core.states import FINAL
 from worker.db.models import Attempt, Job, constant
@@ -19,8 +19,10 @@ def _delete_statement() -> Select[Any]:
         .cte("locked")
     )
     goes = select(locked.c.id).where(locked.c.wanted, ~locked.c.young)
-    jobs = delete(Job).where(Job.id.in_(goes)).returning(Job.id).cte("jobs")
-    attempts = delete(Attempt).where(Attempt.job_id.in_(select(jobs.c.id))).cte("attempts")
+    jobs = delete(Job).where(Job.id == any_(func.array(goes.scalar_subquery()))).returning(Job.id).cte("jobs")
+    attempts = (
+        delete(Attempt).where(Attempt.job_id == any_(func.array(select(jobs.c.id).scalar_subquery()))).cte("attempts")
+    )
     return (
         select(locked.c.id, locked.c.state, jobs.c.id.is_not(None), locked.c.young)
         .join(jobs, jobs.c.id == locked.c.id, isouter=True)

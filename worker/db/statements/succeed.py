@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from worker.core.states import Ending, JobState
 from worker.db.models import SCHEMA, Attempt, Job, stands_in
 from worker.db.statements.hold import SILENCE_LIMIT_MS
-from worker.db.statements.rows import given_rows, held_rows
+from worker.db.statements.rows import by_key, given_rows, held_rows
 
 SUCCEED_HERE: Final = f"{SCHEMA}.succeed"
 """The function of the first migration that does what `SUCCEED` does, or fails with a code of its own."""
@@ -97,9 +97,11 @@ SUCCEED_REMARKED = _remarked(
 )
 
 _held = held_rows(given_rows(("job_id", Uuid), ("mine", Uuid), ("json", Text)))
-SUCCEED_MANY: Any = _succeeding(_held.c.json, Job.id == _held.c.id).returning(Job.id, Job.token)
+SUCCEED_MANY: Any = _succeeding(_held.c.json, by_key(Job.id, _held.c.id)).returning(Job.id, Job.token)
 
 _told = held_rows(
     given_rows(("job_id", Uuid), ("mine", Uuid), ("json", Text), ("blocked", Interval), ("lazy_loads", Text))
 )
-SUCCEED_MANY_REMARKED = _remarked(_succeeding(_told.c.json, Job.id == _told.c.id), _told.c.blocked, _told.c.lazy_loads)
+SUCCEED_MANY_REMARKED = _remarked(
+    _succeeding(_told.c.json, by_key(Job.id, _told.c.id)), _told.c.blocked, _told.c.lazy_loads
+)

@@ -28,6 +28,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from worker.core.states import FINAL, JobState
 from worker.db.models import UNIQUE_WHILE, Job, constant, stands_in
 from worker.db.statements.enqueue import PLACED, given_calls, told
+from worker.db.statements.rows import by_key
 
 _TABLE: Any = Job.__table__
 _NOW: ColumnElement[Any] = func.clock_timestamp()
@@ -71,10 +72,11 @@ def _replace_statement() -> Any:
     wanted = func.coalesce(given.c.at, func.clock_timestamp() + given.c.delay)
     # least() leaves out what is null: no bound.
     due = func.least(wanted, Job.enqueued_at + given.c.longest).label("due")
-    given = select(*given.c, due).join(_TABLE, _TABLE.c.id == given.c.id).subquery("placed")  # one look at the clock
+    placed = select(*given.c, due).join(_TABLE, by_key(_TABLE.c.id, given.c.id))
+    given = placed.subquery("placed")  # one look at the clock
     return (
         update(_TABLE)
-        .where(_TABLE.c.id == given.c.id, stands_in(JobState.QUEUED), _TABLE.c.attempt == 0)
+        .where(by_key(_TABLE.c.id, given.c.id), stands_in(JobState.QUEUED), _TABLE.c.attempt == 0)
         .values(
             args=cast(given.c.args, JSONB),
             first_due_at=given.c.due,
@@ -107,7 +109,7 @@ def _free_statement() -> Update:
     said = literal("expired: no attempt may start after ", Text) + cast(Job.expires_at, Text)
     return (
         update(Job)
-        .where(Job.id == over.c.id)
+        .where(by_key(Job.id, over.c.id))
         .values(
             unique_until=null(),
             state=case((over.c.expired, literal(JobState.CANCELLED.value)), else_=Job.state),
