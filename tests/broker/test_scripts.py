@@ -99,6 +99,15 @@ async def test_hints_that_go_together_keep_what_is_their_own(broker: ArqRedis) -
         assert (scores[str(hint.job_id)] > now) == (due_in == later)
 
 
+async def test_thousands_that_are_alike_go_in_one_call(broker: ArqRedis) -> None:
+    alike = a_hint()
+    many = [alike._replace(job_id=uuid7()) for _ in range(3_000)]
+
+    assert await scripts.publish(broker, many, lease=LEASE) == 3_000
+
+    assert set(await hints(broker)) == {str(hint.job_id) for hint in many}
+
+
 async def test_arqs_own_client_lists_what_was_published(broker: ArqRedis) -> None:
     hint = a_hint(due_in=1.0)
 

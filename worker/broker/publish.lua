@@ -6,7 +6,8 @@
 -- ARGV[3] prefix of the payload keys
 -- ARGV[4] how long a payload outlives its due time (ms)
 -- ARGV[5] prefix of the keys by which ARQ's loop says that it runs a job
--- ARGV[6…] for all hints that are alike: delay (ms, may be negative), payload, their job ids with spaces between them
+-- ARGV[6…] for all hints that are alike: delay (ms, may be negative), payload, their job ids with spaces between them,
+--   3,000 at the most, for Lua passes no more to a command
 -- returns how many hints were put
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -22,15 +23,22 @@ for i = 6, #ARGV, 3 do
   local due = now + delay
   local score = string.format('%.0f', due)
   local kept = string.format('%.0f', math.max(delay, 0) + ARGV[4])
+  local scored = {}
   for id in string.gmatch(ARGV[i + 2], '%S+') do
     if ARGV[1] == 'astray' then
       redis.call('DEL', ARGV[5] .. id) -- it waits: who had picked it is dead, or loses the claim
     end
     if ARGV[1] == 'always' or is_astray(id, due) then
-      redis.call('ZADD', KEYS[1], score, id)
-      redis.call('SET', ARGV[3] .. id, payload, 'PX', kept)
-      put = put + 1
+      scored[#scored + 1] = score
+      scored[#scored + 1] = id
     end
+  end
+  if #scored > 0 then
+    redis.call('ZADD', KEYS[1], unpack(scored)) -- a call each took a quarter of a thousand hints' time
+    for j = 2, #scored, 2 do
+      redis.call('SET', ARGV[3] .. scored[j], payload, 'PX', kept)
+    end
+    put = put + #scored / 2
   end
 end
 if put > 0 and redis.call('LLEN', KEYS[2]) == 0 then

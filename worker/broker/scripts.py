@@ -91,8 +91,8 @@ def _add_hints(pipe: Any, hints: Sequence[Hint], lease: timedelta, mode: str) ->
     lanes = _alike(hints)
     for (queue, priority), groups in lanes.items():
         arguments: list[Any] = [mode, _ms(lease), PAYLOAD_PREFIX, _PAYLOAD_OUTLIVES_MS, in_progress_key_prefix]
-        for (delay, *enqueued), ids in groups.items():
-            arguments += (delay, payload_of(*enqueued), " ".join(ids))
+        for (delay, name, enqueued_ms, installation), ids in groups.items():
+            arguments += (delay, payload_of(name, enqueued_ms, installation), " ".join(ids))
         pipe.eval(_PUBLISH, 2, lane_key(queue, priority), wake_key(queue), *arguments)
     return [queue for queue, _ in lanes]
 
@@ -101,10 +101,14 @@ def _alike(hints: Sequence[Hint]) -> dict[tuple[str, int], dict[tuple[int, str, 
     """The ids by lane, and by what they share: what is enqueued together is due together, with one payload."""
     now = time.monotonic()
     lanes: dict[tuple[str, int], dict[tuple[int, str, int, UUID], list[str]]] = {}
-    for job_id, name, queue, due_at, enqueued_ms, installation, priority in hints:
-        groups = lanes.setdefault((queue, priority), {})
-        alike = (round((due_at - now) * 1000), name, enqueued_ms, installation)
-        groups.setdefault(alike, []).append(str(job_id))
+    shared: tuple[object, ...] = ()
+    ids: list[str] = []
+    for hint in hints:
+        if hint[1:] != shared:  # of a thousand, most share all with the one before
+            name, queue, due_at, enqueued_ms, installation, priority = shared = hint[1:]
+            alike = (round((due_at - now) * 1000), name, enqueued_ms, installation)
+            ids = lanes.setdefault((queue, priority), {}).setdefault(alike, [])
+        ids.append(str(hint.job_id))
     return lanes
 
 

@@ -134,7 +134,8 @@ class Publisher:
             try:
                 await scripts.publish(self._redis, hints, lease=self._lease)
                 hints = []
-                await self._tell(told)
+                if told:
+                    await self._tell(told)
             except Exception as error:  # its connections may be those of an event loop that has ended
                 self._give_up([*hints, *told, *self._buffer], f"{type(error).__name__}: {error}")
 
