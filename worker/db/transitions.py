@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Connection
@@ -33,8 +33,7 @@ from worker.db.statements.succeed import SUCCEED, SUCCEED_HERE, SUCCEED_MANY, SU
 from worker.db.statements.unique import FREE, REPLACE
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A running job and the token that allows to write it."""
 
     job_id: UUID
@@ -172,7 +171,8 @@ async def succeed_many(
     }
     notable = {held: _told(remark) for held, remark in (remarks or {}).items() if remark.notable}
     if not notable:
-        return {Held(*row) for row in await connection.execute(SUCCEED_MANY, parameters)}
+        held = list(results)
+        return {held[number - 1] for number in (await connection.execute(SUCCEED_MANY, parameters)).scalars()}
     told = [notable.get(held) or _told(NOTHING) for held in results]
     parameters |= {name: [one[name] for one in told] for name in _told(NOTHING)}
     return {Held(*row) for row in await connection.execute(SUCCEED_MANY_REMARKED, parameters)}

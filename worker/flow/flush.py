@@ -91,10 +91,10 @@ class Flusher:
 
         async def send(connection: AsyncConnection) -> dict[Held, JobState]:
             stored = await transitions.succeed_many(connection, results, remarks)
-            missing = [held for held in results if held not in stored]
-            # An earlier send may have committed although its answer was lost.
-            others = await reads.states_under(connection, missing) if missing else {}
-            return dict.fromkeys(stored, JobState.SUCCEEDED) | others
+            states = dict.fromkeys(stored, JobState.SUCCEEDED)
+            if len(stored) < len(results):  # an earlier send may have committed although its answer was lost
+                states |= await reads.states_under(connection, [held for held in results if held not in stored])
+            return states
 
         emit(FlushSending(jobs=len(batch)))
         try:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import logging
 import os
+import select
 import sys
+import time
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal, TextIO
 
 import structlog
+from pydantic_core import to_json
 
 from worker.observe.events import AttemptEnded, Event, is_listening, listen
 
 _LONGEST = 4_000
 _QUIET_BELOW_WARNING = ("arq", "sqlalchemy", "asyncio", "alembic")
+_PAGE: Final = getattr(select, "PIPE_BUF", 512)
+"""So many bytes reach a pipe in one piece, whoever else writes to it."""
 
 _logger = logging.getLogger("exarq")
-_json = json.JSONEncoder(default=str).encode
+_handler: _Handler | None = None
 
 
 def configure(level: str, style: Literal["auto", "text", "json"]) -> None:
@@ -32,8 +38,8 @@ def configure(level: str, style: Literal["auto", "text", "json"]) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if as_text else "iso", utc=not as_text),
     ]
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines(shared, renderers, stamp=_stamp_of_text if as_text else _stamp_of_json))
+    global _handler
+    handler = _handler = _Handler(_Lines(shared, renderers, stamp=_stamp_of_text if as_text else _stamp_of_json))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in _QUIET_BELOW_WARNING:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
@@ -64,13 +70,78 @@ class _Lines(structlog.stdlib.ProcessorFormatter):
         event: object = record.msg
         if not isinstance(event, Event):
             return super().format(record)
+        return self.line(event, record.levelno, record.created)
+
+    def line(self, event: Event, level: int, moment: float) -> str:
+        """The line of an event."""
         said: Any = {name: _plain(value) for name, value in event.fields.items()}
         said = structlog.contextvars.merge_contextvars(None, "", said)  # which a field of the event's outweighs
-        level = record.levelname.lower()
-        said |= {"event": event.text, "level": level, "timestamp": self._stamp(record.created)}
+        name = _name_of(level)
+        said |= {"event": event.text, "level": name, "timestamp": self._stamp(moment)}
         for render in self._renderers:
-            said = render(None, level, said)
+            said = render(None, name, said)
         return str(said)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes to stderr; what is no warning waits for the end of the event loop's turn, so that many lines go at once.
+
+    No more than `_PAGE` waits, and what comes after it takes it along.
+    """
+
+    def __init__(self, lines: _Lines) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(lines)
+        self._lines = lines
+        self._waiting: list[str] = []
+        self._size = 0
+        assert self.lock is not None
+        self._guard = self.lock
+        os.register_at_fork(after_in_child=self._waiting.clear)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else is given what Exarq logs, so that it needs no record."""
+        nobodys = not (_logger.handlers or _logger.filters or self.filters)
+        return nobodys and _logger.propagate and _logger.root.handlers == [self]
+
+    def say(self, event: Event, level: int) -> None:
+        """Write the line of an event."""
+        line = f"{self._lines.line(event, level, time.time())}{self.terminator}"
+        with self._guard:
+            if self._size + len(line) > _PAGE:
+                self.flush()
+            waits = bool(self._waiting) or self._flush_soon()
+            self._waiting.append(line)
+            self._size += len(line)
+            if level >= logging.WARNING or not waits:
+                self.flush()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record of anybody's, behind what waits."""
+        try:
+            self.flush()
+        except Exception:
+            self.handleError(record)
+        super().emit(record)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._guard:
+            if self._waiting:
+                lines = "".join(self._waiting)
+                self._waiting.clear()
+                self._size = 0
+                self.stream.write(lines)
+            super().flush()
+
+    def _flush_soon(self) -> bool:
+        """Have what waits written at the end of the event loop's turn; False where none runs here."""
+        try:
+            asyncio.get_running_loop().call_soon(self.flush)
+        except RuntimeError:
+            return False
+        return True
 
 
 def _stamp_of_text(moment: float) -> str:
@@ -87,8 +158,16 @@ def _second_of_json(moment: int) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat().removesuffix("+00:00")
 
 
+@functools.cache
+def _name_of(level: int) -> str:
+    return logging.getLevelName(level).lower()
+
+
 def _as_json(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> str:
-    return _json(fields)
+    try:
+        return to_json(fields, ensure_ascii=True, fallback=str).decode()
+    except ValueError:  # as of a lone surrogate
+        return json.dumps(fields, default=str)
 
 
 def _without_nothing(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -99,7 +178,11 @@ def _without_nothing(_logger: Any, _name: str, fields: MutableMapping[str, Any])
 def log(event: Event) -> None:
     """One line for an event, made only when its level is on."""
     level = _level(event)
-    if _logger.isEnabledFor(level):
+    if not _logger.isEnabledFor(level):
+        return
+    if _handler is not None and _handler.is_alone:
+        _handler.say(event, level)
+    else:
         _logger.handle(logging.LogRecord(_logger.name, level, "", 0, event, None, None))
 
 
@@ -116,11 +199,10 @@ def _plain(value: object) -> object:
         return round(value, 3)
     if isinstance(value, (tuple, list)):
         return [str(item) for item in value]
-    return _cut(str(value))
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= _LONGEST else _cut(text)
 
 
 def _cut(text: str) -> str:
-    """The text without its middle where it is too long for a line: what stands in Redis may be anybody's."""
-    if len(text) <= _LONGEST:
-        return text
+    """The text without its middle, for it is too long for a line: what stands in Redis may be anybody's."""
     return f"{text[: _LONGEST // 2]} … [{len(text) - _LONGEST:,} characters cut] … {text[-_LONGEST // 2 :]}"

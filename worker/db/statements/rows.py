@@ -29,11 +29,11 @@ from worker.core.states import JobState
 from worker.db.models import Job, Worker, constant, stands_in
 
 
-def given_rows(*names_and_types: tuple[str, Any]) -> CTE:
-    """Rows from one array for each column."""
+def given_rows(*names_and_types: tuple[str, Any], numbered: str | None = None) -> CTE:
+    """Rows from one array for each column; `numbered` is the name of one more, which counts them from 1."""
     arrays = [bindparam(name, type_=ARRAY(type_)) for name, type_ in names_and_types]
     columns = [column(name, type_) for name, type_ in names_and_types]
-    given = func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
+    given = func.unnest(*arrays).table_valued(*columns, name="given", with_ordinality=numbered).render_derived()
     return select(given).cte("given")
 
 
