@@ -7,6 +7,7 @@
 -- ARGV[5] how much later a hint counts as due for each step of priority (ms)
 -- returns { score written to each, wait until the next hint is due (ms, -1 when there is none),
 --           then for each lane that gave some: its priority, { id, old score, … } }
+local PAGE = 1000 -- ids in one call: Lua's stack holds some thousands
 local a, z = ARGV[3], ARGV[4]
 local there = redis.call('EXISTS', KEYS[1], a .. 0 .. z, a .. 1 .. z, a .. 2 .. z, a .. 3 .. z, a .. 4 .. z,
     a .. 6 .. z, a .. 7 .. z, a .. 8 .. z, a .. 9 .. z)
@@ -53,8 +54,13 @@ end
 local wait = -1
 local reply = { hidden, wait }
 for _, lane in ipairs(lanes) do
-  for i = 1, #lane.taken, 2 do
-    redis.call('ZADD', lane.key, 'XX', hidden, lane.taken[i])
+  for first = 1, #lane.taken, 2 * PAGE do
+    local scored = {}
+    for i = first, math.min(first + 2 * PAGE - 2, #lane.taken), 2 do
+      scored[#scored + 1] = hidden
+      scored[#scored + 1] = lane.taken[i]
+    end
+    redis.call('ZADD', lane.key, 'XX', unpack(scored))
   end
   if #lane.taken > 0 then
     reply[#reply + 1] = lane.priority
