@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import structlog
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -22,7 +23,7 @@ from worker.db.models import Job
 from worker.db.transitions import Held
 from worker.flow import flush as module
 from worker.flow.work import Work
-from worker.observe.events import AttemptEnded, StaleWriteRefused, StepFailed
+from worker.observe.events import AttemptEnded, StaleWriteRefused, StepFailed, listen
 from worker.settings import Settings, load_settings
 
 
@@ -62,6 +63,23 @@ async def test_successes_of_the_same_moment_are_stored_with_one_statement(
         assert work.holdings.runs() == {}
         assert work.counts.succeeded == 10
         assert work.flusher.backlog == 0
+
+
+async def test_what_a_job_has_bound_to_its_log_lines_is_not_said_of_others(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    told: list[dict[str, Any]] = []
+    stop = listen(lambda event: told.append(structlog.contextvars.get_contextvars()))
+
+    async def binds(ctx: JobContext, word: str) -> None:
+        structlog.contextvars.bind_contextvars(word=word)
+
+    async with a_work_with(settings, binds) as work:
+        await run_all(work, engine, "a", "b")
+    stop()
+
+    assert told
+    assert not any("word" in bound for bound in told)
 
 
 async def test_a_job_is_held_until_its_success_is_stored(

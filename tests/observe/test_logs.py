@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import logging
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +32,26 @@ def _logging_as_before() -> Iterator[None]:
     for name, before in levels.items():
         logging.getLogger(name).setLevel(before)
     structlog.reset_defaults()
+
+
+class Written(io.StringIO):
+    """A stream that notes what is written at once."""
+
+    def __init__(self, written: list[str]) -> None:
+        super().__init__()
+        self.written = written
+
+    def write(self, text: str) -> int:
+        self.written.append(text)
+        return len(text)
+
+
+class Theirs(logging.Handler):
+    """A handler of the user's."""
+
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self.emit = records.append  # type: ignore[assignment]
 
 
 def ended(outcome: str) -> AttemptEnded:
@@ -73,6 +96,101 @@ def test_what_a_job_has_bound_to_its_context_does_not_hide_the_events_own_fields
 
     line = json.loads(capsys.readouterr().err)
     assert (line["name"], line["customer"]) == ("a.b", 7)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        AttemptEnded(job=JOB, name="a.b", attempt=1, outcome="succeeded", seconds=0.123456),
+        AttemptEnded(job=JOB, name='an "é"\\', attempt=2, outcome="snoozed", seconds=12.0, blocked=1.23456),
+    ],
+)
+def test_the_short_way_of_an_end_without_an_error_makes_the_line_of_any_event(
+    event: AttemptEnded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.configure("info", "json")
+    handler = logging.getLogger().handlers[0]
+    record = logging.LogRecord("exarq", logging.INFO, "", 0, event, None, None)
+    short = handler.format(record)
+
+    monkeypatch.setattr(logs, "AttemptEnded", type(None))
+
+    assert short == handler.format(record)
+
+
+async def test_lines_of_one_turn_of_the_loop_are_written_at_its_end_in_their_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("info", "json")
+    emit(Pruned(jobs=1))
+    emit(Pruned(jobs=2))
+    before = capsys.readouterr().err
+
+    await asyncio.sleep(0)
+
+    assert before == ""
+    assert [json.loads(line)["jobs"] for line in capsys.readouterr().err.splitlines()] == [1, 2]
+
+
+async def test_a_warning_does_not_wait_and_takes_along_what_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+
+    emit(Pruned(jobs=1))
+    emit(StepFailed(step="claim", error="away"))
+
+    assert [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()] == ["info", "warning"]
+
+
+async def test_a_line_of_a_jobs_own_comes_behind_what_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+
+    emit(Pruned(jobs=1))
+    logging.getLogger("shop").info("said")
+
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()][1:] == ["said"]
+
+
+async def test_no_more_waits_than_a_pipe_takes_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    logs.configure("info", "json")
+    monkeypatch.setattr(logging.getLogger().handlers[0], "stream", Written(written))
+
+    for number in range(100):
+        emit(Pruned(jobs=number))
+    await asyncio.sleep(0)
+
+    assert len(written) < 20
+    assert max(map(len, written)) <= select.PIPE_BUF
+    assert [json.loads(line)["jobs"] for line in "".join(written).splitlines()] == list(range(100))
+
+
+def test_what_waits_is_not_lost_when_the_process_ends() -> None:
+    program = """
+import asyncio
+from worker.observe import events, logs
+logs.configure("info", "json")
+async def main():
+    events.emit(events.Pruned(jobs=1))
+    raise SystemExit(3)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+"""
+
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=55)
+
+    assert found.returncode == 3
+    assert [json.loads(line)["jobs"] for line in found.stderr.splitlines() if line.startswith("{")] == [1]
+
+
+def test_a_handler_of_the_users_beside_ours_is_given_records(capsys: pytest.CaptureFixture[str]) -> None:
+    records: list[logging.LogRecord] = []
+    logs.configure("info", "json")
+    logging.getLogger().addHandler(Theirs(records))
+
+    emit(RedisBack())
+
+    assert [record.getMessage() for record in records] == ["Redis is back"]
+    assert json.loads(capsys.readouterr().err)["event"] == "Redis is back"
 
 
 def test_text_lines_name_the_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:

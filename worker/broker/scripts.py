@@ -154,7 +154,10 @@ async def drop(
 
 
 def _drop_arguments(taken: Iterable[tuple[bytes, int]]) -> list[Any]:
-    return [part for raw, score in taken for part in (raw, score)]
+    by_score: dict[int, list[bytes]] = {}
+    for raw, score in taken:
+        by_score.setdefault(score, []).append(raw)
+    return [part for score, raws in by_score.items() for part in (score, len(raws), *raws)]
 
 
 async def put_back(redis: ArqRedis, taken: Taken, waits: dict[bytes, timedelta] | None = None) -> int:

@@ -63,7 +63,7 @@ class Codec(Generic[T]):
 
     def __init__(self, annotation: Any, what: str = "values") -> None:
         self._what = what
-        # Its validator and its serializer are called themselves: every enqueue would pay for a layer that adds nothing.
+        # Its validator and its serializer are called themselves: every job would pay for a layer that adds nothing.
         # As a NewType even a dataclass or TypedDict takes our configuration where it has none of its own.
         self._adapter: TypeAdapter[T] = TypeAdapter(cast("Any", NewType)("Stored", annotation), config=_CONFIG)
 
@@ -77,7 +77,7 @@ class Codec(Generic[T]):
         """
         try:
             # pydantic writes a model of another class as `{}`, without a warning: look before.
-            self._adapter.validate_python(value, strict=True, by_alias=True, by_name=True)
+            self._adapter.validator.validate_python(value, strict=True, by_alias=True, by_name=True)
         except Exception as error:  # validators are code of anybody
             raise NotStorable(f"{self._what}: {_MISFIT}: {faults(error)}; change the one or the other") from error
         return self._write(value)
@@ -100,7 +100,8 @@ class Codec(Generic[T]):
             pydantic.ValidationError: the text is no value of the type; a validator's own errors pass through.
 
         """
-        return self._adapter.validate_json(text, by_alias=True, by_name=True)
+        value: T = self._adapter.validator.validate_json(text, by_alias=True, by_name=True)
+        return value
 
     def _write(self, value: T) -> str:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final
@@ -44,12 +45,14 @@ class Flusher:
         self._waiting: list[tuple[Run, str]] = []
         self._flushing: asyncio.Task[None] | None = None
         self._patience = _PATIENCE
+        self._context = contextvars.copy_context()
 
     def add(self, run: Run, result: str) -> None:
         """Store this success with the next flush; the job stays held until then."""
         self._waiting.append((run, result))
         if self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.get_running_loop().create_task(self._flush_all(), name="exarq flush")
+            # In our own context, for what one job has bound to its log lines is nothing to say of the others.
+            self._flushing = self._context.run(asyncio.create_task, self._flush_all(), name="exarq flush")
 
     @property
     def backlog(self) -> int:

@@ -101,9 +101,10 @@ class Pump:
             await asyncio.wait(self._tasks, timeout=_AFTER_CANCEL.total_seconds())
 
     def _start(self, runs: Iterable[Run]) -> None:
+        loop = asyncio.get_running_loop()
         for run in runs:
             name = f"{run.claimed.name} {run.claimed.held.job_id}"
-            run.task = asyncio.create_task(run_attempt(self._work, run), name=name)
+            run.task = loop.create_task(run_attempt(self._work, run), name=name)
             self._tasks.add(run.task)
             run.task.add_done_callback(partial(self._ended, run))
 

@@ -10,12 +10,11 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
 import structlog
-from pydantic_core import to_json
 
 from worker.observe.events import AttemptEnded, Event, is_listening, listen
 
@@ -25,6 +24,7 @@ _PAGE: Final = getattr(select, "PIPE_BUF", 512)
 """So many bytes reach a pipe in one piece, whoever else writes to it."""
 
 _logger = logging.getLogger("exarq")
+_json = json.JSONEncoder(default=str).encode
 _handler: _Handler | None = None
 
 
@@ -39,7 +39,7 @@ def configure(level: str, style: Literal["auto", "text", "json"]) -> None:
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if as_text else "iso", utc=not as_text),
     ]
     global _handler
-    handler = _handler = _Handler(_Lines(shared, renderers, stamp=_stamp_of_text if as_text else _stamp_of_json))
+    handler = _handler = _Handler(_Lines(shared, renderers, as_text=as_text))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in _QUIET_BELOW_WARNING:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
@@ -56,14 +56,15 @@ def configure(level: str, style: Literal["auto", "text", "json"]) -> None:
 class _Lines(structlog.stdlib.ProcessorFormatter):
     """Our events and everybody's records in one form; an event, of which each job has one, goes the short way."""
 
-    def __init__(self, shared: Sequence[Any], renderers: list[Any], stamp: Callable[[float], str]) -> None:
+    def __init__(self, shared: Sequence[Any], renderers: list[Any], *, as_text: bool) -> None:
         prepare: list[Any] = [
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
         ]
         super().__init__(foreign_pre_chain=shared, processors=[*prepare, *renderers])
         self._renderers = renderers
-        self._stamp = stamp
+        self._stamp = _stamp_of_text if as_text else _stamp_of_json
+        self._as_json = not as_text
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -74,13 +75,28 @@ class _Lines(structlog.stdlib.ProcessorFormatter):
 
     def line(self, event: Event, level: int, moment: float) -> str:
         """The line of an event."""
-        said: Any = {name: _plain(value) for name, value in event.fields.items()}
-        said = structlog.contextvars.merge_contextvars(None, "", said)  # which a field of the event's outweighs
-        name = _name_of(level)
-        said |= {"event": event.text, "level": name, "timestamp": self._stamp(moment)}
+        bound = structlog.contextvars.get_contextvars()
+        name, stamp = _name_of(level), self._stamp(moment)
+        if self._as_json and type(event) is AttemptEnded and event.error is None and not bound:
+            return _line_of_an_end(event, name, stamp)
+        said: Any = {field: _plain(value) for field, value in event.fields.items()}
+        said = {**bound, **said, "event": event.text, "level": name, "timestamp": stamp}
         for render in self._renderers:
             said = render(None, name, said)
         return str(said)
+
+
+def _line_of_an_end(ended: AttemptEnded, level: str, stamp: str) -> str:
+    """The same line as any event's, in a quarter of the time: most lines of a busy worker are such."""
+    blocked = "null" if ended.blocked is None else round(ended.blocked, 3)
+    return (
+        f'{{"name": {_quoted(ended.name)}, "outcome": "{ended.outcome}", "job": "{ended.job}", '
+        f'"attempt": {ended.attempt}, "seconds": {round(ended.seconds, 3)}, "error": null, "blocked": {blocked}, '
+        f'"event": "{ended.text}", "level": "{level}", "timestamp": "{stamp}"}}'
+    )
+
+
+_quoted = functools.lru_cache(maxsize=256)(_json)
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -164,10 +180,7 @@ def _name_of(level: int) -> str:
 
 
 def _as_json(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> str:
-    try:
-        return to_json(fields, ensure_ascii=True, fallback=str).decode()
-    except ValueError:  # as of a lone surrogate
-        return json.dumps(fields, default=str)
+    return _json(fields)
 
 
 def _without_nothing(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
