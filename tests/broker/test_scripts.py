@@ -312,6 +312,33 @@ async def test_a_drop_removes_the_hint_and_its_payload(broker: ArqRedis) -> None
     assert set(await hints(broker)) == await payload_ids(broker) == {str(other.job_id)}
 
 
+async def test_a_claim_and_a_drop_take_more_than_one_call_of_redis_does(broker: ArqRedis) -> None:
+    many = [a_hint(-1.0) for _ in range(2_001)]
+    await scripts.publish(broker, many, lease=LEASE)
+
+    taken = await scripts.claim(broker, "default", limit=len(many), lease=LEASE)
+    hidden = await hints(broker)
+    dropped = await scripts.drop(broker, "default", [(one, taken.score) for one in taken.hints])
+
+    assert set(hidden.values()) == {taken.score}
+    assert len(hidden) == dropped == len(many)
+    assert await hints(broker) == {}
+    assert await payload_ids(broker) == set()
+
+
+async def test_a_drop_of_hints_of_two_claims_takes_both(broker: ArqRedis) -> None:
+    first, second = a_hint(-2.0), a_hint(-1.0)
+    await scripts.publish(broker, [first, second], lease=LEASE)
+    taken = [await scripts.claim(broker, "default", limit=1, lease=LEASE * turn) for turn in (1, 2)]
+
+    dropped = await scripts.drop(
+        broker, "default", [(raw(first), taken[0].score), (raw(second), taken[1].score), (raw(a_hint()), 7)]
+    )
+
+    assert dropped == 2
+    assert await hints(broker) == {}
+
+
 async def test_a_drop_spares_a_hint_that_was_published_anew(broker: ArqRedis) -> None:
     hint, gone = a_hint(-1.0), a_hint(-1.0)
     await scripts.publish(broker, [hint, gone], lease=LEASE)
