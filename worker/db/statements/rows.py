@@ -43,7 +43,8 @@ def by_key(key: Any, given: Any) -> ColumnElement[bool]:
     Where statistics were taken in the middle of a large enqueue, the planner believes the table one row long. With a
     plain `=` it would then walk the whole index, and look through all given rows for each row in it.
     """
-    return key == any_(array([given]))
+    same: ColumnElement[bool] = key == any_(array([given]))
+    return same
 
 
 def held_rows(given: CTE) -> CTE:
