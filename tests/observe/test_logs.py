@@ -193,6 +193,16 @@ def test_a_handler_of_the_users_beside_ours_is_given_records(capsys: pytest.Capt
     assert json.loads(capsys.readouterr().err)["event"] == "Redis is back"
 
 
+def test_an_error_tracker_that_listens_to_loggers_hears_of_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[logging.LogRecord] = []
+    logs.configure("info", "json")
+    monkeypatch.setattr(logging.Logger, "callHandlers", lambda _logger, record: heard.append(record))
+
+    emit(StepFailed(step="claim", error="away"))
+
+    assert [record.levelname for record in heard] == ["WARNING"]
+
+
 def test_text_lines_name_the_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "text")
 

@@ -130,7 +130,7 @@ class _Handler(logging.StreamHandler[TextIO]):
             waits = bool(self._waiting) or self._flush_soon()
             self._waiting.append(line)
             self._size += len(line)
-            if level >= logging.WARNING or not waits:
+            if not waits:
                 self.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -193,7 +193,8 @@ def log(event: Event) -> None:
     level = _level(event)
     if not _logger.isEnabledFor(level):
         return
-    if _handler is not None and _handler.is_alone:
+    # A warning is a record whoever handles it: error trackers listen where records are given to handlers.
+    if level < logging.WARNING and _handler is not None and _handler.is_alone:
         _handler.say(event, level)
     else:
         _logger.handle(logging.LogRecord(_logger.name, level, "", 0, event, None, None))
