@@ -20,6 +20,7 @@ from worker.core.registry import Registry
 from worker.db import reads, workers
 from worker.db.engine import FOR_SECOND_SESSIONS, jobs_engine, processor_engine
 from worker.db.ids import uuid7
+from worker.db.kept import Kept
 from worker.db.migrate import require_migrated
 from worker.db.send import once
 from worker.db.session import make_sessions
@@ -67,6 +68,8 @@ async def open_work(
     async with AsyncExitStack() as stack:
         processor = open_processor_engine(settings, database_url, identity, connections=_OWN_CONNECTIONS)
         stack.push_async_callback(_dispose, processor)
+        claims = Kept(processor, lambda: identity.application_name)
+        stack.push_async_callback(claims.close)
         publisher = Publisher(redis, lease=settings.worker.lease)
         stack.push_async_callback(publisher.close)
         holdings = Holdings()
@@ -95,6 +98,7 @@ async def open_work(
             jobs_engine=sessions.kw["bind"],
             sessions=sessions,
             processor=processor,
+            claims=claims,
             publisher=publisher,
             holdings=holdings,
             flusher=flusher,

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from arq.connections import ArqRedis
 from sqlalchemy import text, update
@@ -23,6 +24,7 @@ from worker.broker.keys import PAYLOAD_PREFIX, queue_key
 from worker.core.priority import DEFAULT_PRIORITY
 from worker.core.states import JobState
 from worker.db import reads, transitions
+from worker.db.failures import is_away
 from worker.db.ids import uuid7
 from worker.db.models import Job
 from worker.flow import availability
@@ -33,6 +35,9 @@ from worker.flow.holdings import Run
 from worker.flow.work import Work
 from worker.observe.events import HintLeftAlone, RedisAway, RedisBack, StepFailed
 from worker.settings import Settings, load_settings
+
+
+AWAY = (DBAPIError, OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
 
 @asynccontextmanager
@@ -321,8 +326,9 @@ async def test_when_the_answer_to_the_claim_is_lost_the_hints_go_back_and_the_to
             assert await claimer.scan(0) == []  # its connection is open and its statements are known
             proxy.lose_the_answer_to(lambda asked: str(job).replace("-", "") in asked.hex())
 
-            with pytest.raises((DBAPIError, OSError)):
+            with pytest.raises(AWAY) as caught:
                 await claimer.claim(10)
+            assert is_away(caught.value)
 
             await until(lambda: _runs(engine, job), "the claim was executed although its answer was lost")
             assert await hints(redis) == before
@@ -353,8 +359,9 @@ async def test_while_postgresql_is_away_the_queue_in_redis_is_not_touched(
             before = await hints(redis)
             proxy.refuse()
 
-            with pytest.raises((DBAPIError, OSError)):
+            with pytest.raises(AWAY) as caught:
                 await claimer.claim(10)
+            assert is_away(caught.value)
 
             assert await hints(redis) == before
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential, wait_random
 
@@ -13,6 +14,12 @@ from worker.observe.events import StepFailed, emit
 
 T = TypeVar("T")
 Send = Callable[[AsyncConnection], Awaitable[T]]
+Fetch = Callable[[AsyncConnection, Executable, Mapping[str, Any]], Awaitable[Sequence[Any]]]
+
+
+async def fetch(connection: AsyncConnection, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
+    """The rows of a statement."""
+    return (await connection.execute(statement, parameters)).all()
 
 
 async def once(engine: AsyncEngine, send: Send[T]) -> T:

@@ -22,6 +22,7 @@ from worker.core.outcome import ErrorText
 from worker.core.remarks import NOTHING, Remarks
 from worker.core.states import Ending, JobState
 from worker.db.driver import literal
+from worker.db.send import Fetch, fetch
 from worker.db.statements.adopt import ADOPT
 from worker.db.statements.cancel import REQUEST_CANCEL
 from worker.db.statements.claim import CLAIM_BEHIND, CLAIM_BY_ID, CLAIM_BY_SCAN
@@ -101,11 +102,17 @@ async def adopt(connection: AsyncConnection, arrays: Mapping[str, Sequence[Any]]
 
 
 async def claim(
-    connection: AsyncConnection, ids: Sequence[UUID], *, token: UUID, worker_id: UUID, may_take_suspect: bool
+    connection: AsyncConnection,
+    ids: Sequence[UUID],
+    *,
+    token: UUID,
+    worker_id: UUID,
+    may_take_suspect: bool,
+    fetch: Fetch = fetch,
 ) -> list[ClaimedJob]:
     """Queued → running, by primary key: those of `ids` that are due and that nobody else is moving."""
     parameters = {"ids": sorted(ids), "new_token": token, "me": worker_id, "may_take_suspect": may_take_suspect}
-    return _claimed(token, (await connection.execute(CLAIM_BY_ID, parameters)).all())
+    return _claimed(token, await fetch(connection, CLAIM_BY_ID, parameters))
 
 
 async def claim_by_scan(

@@ -18,7 +18,7 @@ from worker.broker.connection import UNREACHABLE
 from worker.broker.hints import Owner, owner_of, parse_id
 from worker.broker.scripts import Taken
 from worker.core.states import JobState
-from worker.db import reads, transitions
+from worker.db import kept, reads, transitions
 from worker.db.reads import Standing
 from worker.db.transitions import ClaimedJob
 from worker.flow.adopt import adopt_all, arq_id_of
@@ -59,10 +59,8 @@ class Claimer:
 
         Raises: what `worker.db.failures.is_transient` knows when PostgreSQL is away; hints taken for it are back then.
         """
-        async with self._work.processor.connect() as plain:
-            # A working connection before Redis is asked: else an outage of PostgreSQL hides the queue for a lease.
-            connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
-            await connection.get_raw_connection()
+        # A working connection before Redis is asked: else an outage of PostgreSQL hides the queue for a lease.
+        async with self._work.claims.connect() as connection:
             runs: list[Run] = []
             try:
                 await self._claim_into(runs, connection, room)
@@ -102,8 +100,8 @@ class Claimer:
 
     async def scan(self, room: int) -> list[Run]:
         """Up to `room` jobs by a scan, whatever Redis says."""
-        async with self._work.processor.connect() as plain:
-            return await self._scan(await plain.execution_options(isolation_level="AUTOCOMMIT"), room)
+        async with self._work.claims.connect() as connection:
+            return await self._scan(connection, room)
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:
@@ -165,6 +163,7 @@ class Claimer:
                 token=token,
                 worker_id=self._work.identity.id,
                 may_take_suspect=self._work.holdings.suspect_running is None,
+                fetch=kept.fetch,
             )
             runs += self._claimed(token, claimed)
         except BaseException:

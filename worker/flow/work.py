@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from worker.core.registry import Registry
+from worker.db.kept import Kept
 from worker.flow.awaited import Awaited
 from worker.flow.flush import Flusher
 from worker.flow.holdings import Holdings
@@ -52,6 +53,7 @@ class Work:
     jobs_engine: AsyncEngine
     sessions: async_sessionmaker[AsyncSession]
     processor: AsyncEngine
+    claims: Kept
     publisher: Publisher
     holdings: Holdings
     flusher: Flusher

@@ -22,6 +22,7 @@ from worker.core.registry import Registry
 from worker.db import reads
 from worker.db.failures import schema_needed
 from worker.db.ids import uuid7
+from worker.db.kept import Kept
 from worker.db.send import once
 from worker.db.session import make_sessions
 from worker.flow import complete
@@ -97,6 +98,7 @@ async def _work(
         jobs_engine=engine,
         sessions=sessions,
         processor=engine,
+        claims=Kept(engine, lambda: ""),
         publisher=publisher,
         holdings=Holdings(),
         flusher=Flusher(
