@@ -36,7 +36,6 @@ from worker.flow.work import Work
 from worker.observe.events import HintLeftAlone, RedisAway, RedisBack, StepFailed
 from worker.settings import Settings, load_settings
 
-
 AWAY = (DBAPIError, OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
 

@@ -40,6 +40,7 @@ class Pump:
         self._concurrency = concurrency
         self._burst = burst
         self._stop = stop
+        self._stopped: asyncio.Future[Any]
         self._tasks: set[asyncio.Task[None]] = set()
         self._slot_freed = asyncio.Event()
         self._hurried = asyncio.Event()
@@ -51,6 +52,13 @@ class Pump:
 
     async def until_stopped(self) -> None:
         """Claim and run until `stop` is set, or in burst mode until there is nothing left."""
+        self._stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            await self._claim_and_run()
+        finally:
+            await _cancelled(self._stopped)
+
+    async def _claim_and_run(self) -> None:
         while not self._stop.is_set():
             if self._work.flusher.backlog >= _MOST_UNSTORED:
                 await self._until(self._work.flusher.drain())
@@ -62,7 +70,9 @@ class Pump:
                 if self._burst and not runs and await self._nothing_left():
                     return
                 self._start(runs)
-                if not runs:
+                if runs:
+                    await asyncio.sleep(0)  # they begin before the next claim does
+                else:
                     await self._wait_for_work()
             except Exception as error:
                 if self._burst and not is_transient(error):
@@ -144,14 +154,14 @@ class Pump:
 
     async def _until(self, *awaited: Coroutine[Any, Any, Any]) -> None:
         """Wait for the first of these, or until `stop` is set."""
-        waiters, stopped = [asyncio.ensure_future(one) for one in awaited], asyncio.ensure_future(self._stop.wait())
+        waiters = [asyncio.ensure_future(one) for one in awaited]
         try:
-            await asyncio.wait({*waiters, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*waiters, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
             for waiter in waiters:
                 if waiter.done():
                     waiter.result()
         finally:
-            await _cancelled(*waiters, stopped)
+            await _cancelled(*waiters)
 
 
 async def _cancelled(*futures: asyncio.Future[Any]) -> None:
