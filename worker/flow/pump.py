@@ -57,6 +57,7 @@ class Pump:
             await self._claim_and_run()
         finally:
             await _cancelled(self._stopped)
+            await self._work.claims.close()
 
     async def _claim_and_run(self) -> None:
         while not self._stop.is_set():
