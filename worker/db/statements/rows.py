@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Interval,
     Select,
+    SQLColumnExpression,
     Text,
     Uuid,
     and_,
@@ -37,7 +38,7 @@ def given_rows(*names_and_types: tuple[str, Any], numbered: str | None = None) -
     return select(given).cte("given")
 
 
-def by_key(key: Any, given: Any) -> ColumnElement[bool]:
+def by_key(key: SQLColumnExpression[Any], given: Any) -> ColumnElement[bool]:
     """Whether a row has the given key, for a join that can only be made from the given rows, each by the key's index.
 
     Where statistics were taken in the middle of a large enqueue, the planner believes the table one row long. With a
