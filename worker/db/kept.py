@@ -52,8 +52,8 @@ class Kept:
         await self.close()
         self._named = self._application_name()
         connection = await self._engine.connect()
-        self._connection = connection
-        return await connection.execution_options(isolation_level="AUTOCOMMIT")
+        self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        return self._connection
 
 
 async def fetch(connection: AsyncConnection, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:

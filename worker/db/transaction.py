@@ -151,6 +151,7 @@ class AttemptTransaction:
         Raises: `TransactionEscaped` when the job ended it behind the session's back. Asks asyncpg, not the server.
         """
         connection = self._begun()
+        self._know_driver(connection)
         if _has_begun(connection) and not self._driver.is_in_transaction():
             raise TransactionEscaped(_ESCAPED)
         return connection
@@ -213,6 +214,7 @@ class AttemptTransaction:
         if connection is None:
             return
         try:
+            self._know_driver(connection)
             self._end(connection, connection.rollback)
             if self._for_this_job_only or (not connection.invalidated and _is_dirty(self._driver)):
                 connection.invalidate()
@@ -227,6 +229,7 @@ class AttemptTransaction:
                 raise
         finally:
             connection.close()
+            _serving.pop(connection, None)  # the attempt holds its connection, and would keep itself there
 
     def discard(self) -> None:
         """Throw the connection away: nobody knows what state its server side is in."""
@@ -267,6 +270,11 @@ class AttemptTransaction:
         self.backend_pid = self._driver.get_server_pid()
         self._watch_commits(connection)
 
+    def _know_driver(self, connection: Connection) -> None:
+        """Where SQLAlchemy has replaced a lost connection by itself, hold the new one."""
+        if not connection.invalidated and connection.connection.driver_connection is not self._driver:
+            self._hold(connection)
+
     def _watch_commits(self, connection: Connection) -> None:
         if self._ours is not None:
             self._ours.before_commit = self.refuse_foreign_end
@@ -301,9 +309,10 @@ _serving: WeakKeyDictionary[Connection, AttemptTransaction] = WeakKeyDictionary(
 def guard(engine: AsyncEngine) -> None:
     """Watch the connections of this engine: who takes them, and that nobody ends an attempt's transaction on them."""
     # Events of the dialect: one of the engine would cost each connection taken from it a dispatch of its own.
-    event.listen(engine.sync_engine, "do_execute", _before_statement)
-    event.listen(engine.sync_engine, "do_executemany", _before_statement)
-    event.listen(engine.sync_engine, "do_execute_no_params", _before_statement_without_parameters)
+    dialect = engine.sync_engine.dialect
+    event.listen(dialect, "do_execute", _before_statement)
+    event.listen(dialect, "do_executemany", _before_statement)
+    event.listen(dialect, "do_execute_no_params", _before_statement_without_parameters)
     watch(engine)
 
 

@@ -111,6 +111,7 @@ class _Handler(logging.StreamHandler[TextIO]):
         self._lines = lines
         self._waiting: list[str] = []
         self._size = 0
+        self._loop: asyncio.AbstractEventLoop | None = None  # in which what waits will be written
         assert self.lock is not None
         self._guard = self.lock
         os.register_at_fork(after_in_child=self._waiting.clear)
@@ -127,10 +128,9 @@ class _Handler(logging.StreamHandler[TextIO]):
         with self._guard:
             if self._size + len(line) > _PAGE:
                 self.flush()
-            waits = bool(self._waiting) or self._flush_soon()
             self._waiting.append(line)
             self._size += len(line)
-            if not waits:
+            if not self._will_flush():
                 self.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -144,6 +144,7 @@ class _Handler(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         """Write what waits."""
         with self._guard:
+            self._loop = None
             if self._waiting:
                 lines = "".join(self._waiting)
                 self._waiting.clear()
@@ -151,12 +152,15 @@ class _Handler(logging.StreamHandler[TextIO]):
                 self.stream.write(lines)
             super().flush()
 
-    def _flush_soon(self) -> bool:
-        """Have what waits written at the end of the event loop's turn; False where none runs here."""
+    def _will_flush(self) -> bool:
+        """Have what waits written at the end of this event loop's turn; False where none runs here."""
         try:
-            asyncio.get_running_loop().call_soon(self.flush)
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             return False
+        if self._loop is not loop:
+            self._loop = loop
+            loop.call_soon(self.flush)
         return True
 
 
