@@ -154,6 +154,7 @@ HOT: Final = [
     Hot("release", lambda c: transitions.release_many(c, _HELD, "stopped"), "job_pkey"),
     Hot("what runs here", lambda c: reads.running_under(c, _WORKER), "job_running"),
     Hot("beat", lambda c: workers.beat(c, _WORKER), "job_running"),
+    Hot("beat without a look", lambda c: workers.beat(c, _WORKER, looks=False), "worker_pkey"),
     Hot("sweep", lambda c: reads.sweep(c, horizon=_SOON, soon=_SOON), "job_running"),
     Hot(
         "rescue",

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
+from tests.db.conftest import statements_of
 from tests.db.moves import a_held_job, retry, send
 from tests.support import a_job
 from worker.core.states import JobState
@@ -17,7 +18,7 @@ from worker.db import reads, turns, workers
 from worker.db.ids import uuid7
 from worker.db.models import Attempt, ScheduleRow
 from worker.db.transitions import Held
-from worker.db.turns import Position
+from worker.db.turns import WALK, Position
 
 MINUTE = timedelta(minutes=1)
 SOON = timedelta(seconds=30)
@@ -97,6 +98,20 @@ async def test_beats_are_told_of_all_workers_and_of_ids_that_have_only_running_j
     found = await send(engine, lambda c: reads.sweep(c, horizon=MINUTE, soon=MINUTE))
 
     assert found.beats == {alive: 1, gone: None}
+
+
+@pytest.mark.leaves_running
+async def test_a_sweep_without_a_look_reads_no_jobs_and_takes_it_that_some_wait(engine: AsyncEngine) -> None:
+    alive = uuid7()
+    await send(engine, lambda c: workers.register(c, alive, queues=["a"], concurrency=1))
+    await a_job(engine, state=JobState.RUNNING, worker_id=uuid7())
+
+    with statements_of(engine) as sent:
+        found = await send(engine, lambda c: reads.sweep(c, horizon=MINUTE, soon=MINUTE, looks=False))
+
+    assert found.beats == {alive: 0}
+    assert WALK in found.due
+    assert not any("exarq.job" in statement for statement in sent)
 
 
 async def test_the_walk_is_due_while_something_waits_that_is_due_soon_or_it_has_not_come_to_its_end(

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from tests.db.conftest import statements_of
 from tests.db.moves import send
 from tests.support import a_job
 from worker.core.states import JobState
@@ -54,6 +55,20 @@ async def test_a_beat_moves_the_row_on_and_tells_that_it_is_there(engine: AsyncE
 
 async def test_a_beat_without_a_row_tells_that_the_worker_was_given_up(engine: AsyncEngine) -> None:
     assert await send(engine, lambda c: workers.beat(c, uuid7())) == (False, {})
+
+
+@pytest.mark.leaves_running
+async def test_a_beat_without_a_look_reads_no_jobs(engine: AsyncEngine) -> None:
+    worker_id = uuid7()
+    await send(engine, lambda c: workers.register(c, worker_id, queues=["a"], concurrency=1))
+    await a_job(engine, state=JobState.RUNNING, worker_id=worker_id)
+
+    with statements_of(engine) as sent:
+        found = await send(engine, lambda c: workers.beat(c, worker_id, looks=False))
+
+    assert found == (True, None)
+    assert await send(engine, lambda c: workers.beat(c, uuid7(), looks=False)) == (False, None)
+    assert not any("exarq.job" in statement for statement in sent)
 
 
 async def test_a_worker_is_silent_only_at_the_beat_that_was_seen(engine: AsyncEngine) -> None:

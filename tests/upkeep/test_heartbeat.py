@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,6 +23,7 @@ from tests.life import jobs_for_tests as jobs
 from tests.processes import worker_process, workers
 from tests.proxy import postgres_proxy
 from tests.support import a_job, a_locked_row, a_work, a_worker, attempts, heard, row, state, until
+from worker.core.pace import REST_FOR_TIME, Pace
 from worker.db import transitions
 from worker.db import workers as worker_rows
 from worker.flow.holdings import Run
@@ -37,6 +39,7 @@ from worker.observe.events import (
 from worker.process import Worker
 from worker.resources import open_processor_engine
 from worker.settings import Settings
+from worker.upkeep import heartbeat as module
 from worker.upkeep.heartbeat import Compared, Heartbeat, beat
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -121,9 +124,9 @@ async def test_a_job_claimed_while_the_rows_are_read_is_neither_lost_nor_given_b
         early, late = await a_job(engine), await a_job(engine)
         real = worker_rows.beat
 
-        async def claim_before_and_after(connection: AsyncConnection, worker_id: UUID) -> Any:
+        async def claim_before_and_after(connection: AsyncConnection, worker_id: UUID, *, looks: bool) -> Any:
             await _claim(work, early)
-            found = await real(connection, worker_id)
+            found = await real(connection, worker_id, looks=looks)
             await _claim(work, late)
             return found
 
@@ -241,6 +244,44 @@ async def test_without_a_beat_for_a_lease_the_runs_are_cancelled_and_work_goes_o
     found = await row(engine, job)
     assert (found.failures, found.crashes) == (0, 0)
     assert await jobs.effects(engine) == [f"work {found.attempt}"]
+
+
+async def test_after_a_look_that_took_long_the_worker_beats_without_until_it_has_rested(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    clock = [0.0]
+    real = worker_rows.beat
+
+    async def slowly(connection: AsyncConnection, worker_id: UUID, *, looks: bool) -> Any:
+        looked.append(looks)
+        clock[0] += 1 if looks else REST_FOR_TIME / 2
+        return await real(connection, worker_id, looks=looks)
+
+    monkeypatch.setattr(worker_rows, "beat", slowly)
+    monkeypatch.setattr(module, "Pace", partial(Pace, lambda: clock[0]))
+    async with a_worker(settings, jobs.registry()):
+        await until(lambda: len(looked) >= 6, "it beats")
+
+    assert looked[:6] == [True, False, False] * 2
+
+
+async def test_a_look_that_fails_costs_no_second_beat(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bool] = []
+    real = worker_rows.beat
+
+    async def failing(connection: AsyncConnection, worker_id: UUID, *, looks: bool) -> Any:
+        looked.append(looks)
+        if looks:
+            raise TimeoutError
+        return await real(connection, worker_id, looks=looks)
+
+    monkeypatch.setattr(worker_rows, "beat", failing)
+    async with heard() as events, a_worker(settings, jobs.registry()):
+        await until(lambda: len(looked) >= 6, "it beats")
+
+    assert looked[:6] == [True, False] * 3
+    assert not any(isinstance(event, SelfFenced) for event in events)
 
 
 async def test_while_postgresql_is_away_the_process_still_says_that_it_lives(settings: Settings) -> None:

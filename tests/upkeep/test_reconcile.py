@@ -94,6 +94,14 @@ def test_after_a_clean_page_it_rests_the_longer_the_longer_that_took(took_ms: in
     assert rest_after(took, full=True, clean=True) == timedelta(milliseconds=rest_ms)
 
 
+@pytest.mark.parametrize(("took_ms", "rest_s"), [(1, 1), (100, 1), (1_100, 11)])
+def test_after_a_round_it_rests_for_a_second_or_the_longer_the_longer_its_end_took(took_ms: int, rest_s: int) -> None:
+    took = timedelta(milliseconds=took_ms)
+
+    assert rest_after(took, full=False, clean=True) == timedelta(seconds=rest_s)
+    assert rest_after(took, full=False, clean=False) == timedelta(seconds=1)
+
+
 def test_after_a_page_with_misses_it_does_not_rest_however_long_that_took() -> None:
     assert rest_after(timedelta(seconds=5), full=True, clean=False) == timedelta(0)
 

@@ -7,24 +7,29 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from tests.db.conftest import statements_of
 from tests.life import jobs_for_tests as jobs
 from tests.processes import worker_process, workers
 from tests.proxy import postgres_proxy
 from tests.support import a_job, a_work, a_worker, attempts, heard, row, state, until
+from worker.core.pace import Pace
 from worker.core.watch import Watch
+from worker.db import reads
 from worker.db import workers as worker_rows
 from worker.flow.complete import publish_moved
 from worker.observe.events import StepFailed, WorkerRenewed, WorkerRescued
 from worker.settings import Settings
+from worker.upkeep import rescue as module
 from worker.upkeep.rescue import Rescuer
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -151,6 +156,36 @@ async def test_rows_that_run_under_no_worker_are_rescued(engine: AsyncEngine, se
         await _rescue_dead(work)
 
     assert await state(engine, job) == "queued"
+
+
+async def test_rows_under_no_worker_are_rescued_though_the_next_look_has_no_time_for_jobs(
+    engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    clock = [0.0]
+    sweep = reads.sweep
+
+    async def slowly(connection: AsyncConnection, *, looks: bool, **far: Any) -> reads.Seen:
+        looked.append(looks)
+        clock[0] += 60 if looks else 0
+        return await sweep(connection, looks=looks, **far)
+
+    monkeypatch.setattr(reads, "sweep", slowly)
+    monkeypatch.setattr(module, "Pace", partial(Pace, lambda: clock[0]))
+    async with a_work(settings) as work, heard() as events:
+        job = await a_job(engine, state="running", worker_id=uuid4())
+        rescuer = _rescuer(work, Watch(work.settings.worker.lease, longest_gap=timedelta(hours=1)))
+
+        await rescuer.look(work.processor)
+        seen_first = await state(engine, job)
+        later = time.monotonic() + work.settings.worker.lease.total_seconds()
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: later))
+        await rescuer.look(work.processor)
+        await rescuer.look(work.processor)
+
+    assert (seen_first, await state(engine, job)) == ("running", "queued")
+    assert looked == [True, False, False]
+    assert len([event for event in events if isinstance(event, WorkerRescued)]) == 1
 
 
 async def test_a_beat_between_the_look_and_the_rescue_saves_the_worker(

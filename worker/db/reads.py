@@ -129,15 +129,15 @@ _SOMETHING_WAITS = exists().where(
     Job.state == constant(JobState.QUEUED),
     Job.run_at <= func.statement_timestamp() + bindparam("horizon", type_=Interval),
 )
-_SWEEP = union_all(
-    select(Worker.id, Worker.beat, _NO_STEP),
+_WORKERS = select(Worker.id, Worker.beat, _NO_STEP)
+_UNDER_AN_ID = (
     select(Job.worker_id, _NO_BEAT, _NO_STEP)
     .where(Job.state == constant(JobState.RUNNING), Job.worker_id.is_not(None))
-    .distinct(),
-    select(cast(null(), Uuid), _NO_BEAT, Upkeep.step).where(
-        Upkeep.due_at <= func.clock_timestamp(),
-        or_(Upkeep.step != WALK, Upkeep.after_id.is_not(None), _SOMETHING_WAITS),
-    ),
+    .distinct()
+)
+_STEPS = select(cast(null(), Uuid), _NO_BEAT, Upkeep.step).where(Upkeep.due_at <= func.clock_timestamp())
+_WORTH_A_WALK = or_(Upkeep.step != WALK, Upkeep.after_id.is_not(None), _SOMETHING_WAITS)
+_CLOCK_AND_RELAY = (
     select(cast(null(), Uuid), _NO_BEAT, literal(CLOCK, Text)).where(
         exists().where(
             ScheduleRow.paused_at.is_(None),
@@ -146,6 +146,8 @@ _SWEEP = union_all(
     ),
     select(cast(null(), Uuid), _NO_BEAT, literal(RELAY, Text)).where(NOBODY_HEARS),
 )
+_SWEEP = union_all(_WORKERS, _UNDER_AN_ID, _STEPS.where(_WORTH_A_WALK), *_CLOCK_AND_RELAY)
+_SWEEP_NO_JOBS = union_all(_WORKERS, _STEPS, *_CLOCK_AND_RELAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ class Seen:
     """What a sweep sees of all that workers share.
 
     Args:
-        beats: the beat of every worker; None for an id that has running jobs and no row.
+        beats: the beat of every worker; None for an id that has running jobs and no row, where those were looked for.
         due: the steps of upkeep that are due and may find something to do.
 
     """
@@ -162,9 +164,17 @@ class Seen:
     due: frozenset[str]
 
 
-async def sweep(connection: AsyncConnection, *, horizon: timedelta, soon: timedelta) -> Seen:
-    """Look at the workers and at the steps, in one round trip; jobs that wait, and ticks, are looked for that far."""
-    rows = (await connection.execute(_SWEEP, {"horizon": horizon, "soon": soon})).all()
+async def sweep(connection: AsyncConnection, *, horizon: timedelta, soon: timedelta, looks: bool = True) -> Seen:
+    """Look at the workers and at the steps, in one round trip; jobs that wait, and ticks, are looked for that far.
+
+    Where a snapshot is held open for long, to look at jobs goes through all that has run since; who has no time for
+    it leaves them out, and takes it that some wait.
+    """
+    if looks:
+        found = await connection.execute(_SWEEP, {"horizon": horizon, "soon": soon})
+    else:
+        found = await connection.execute(_SWEEP_NO_JOBS, {"soon": soon})
+    rows = found.all()
     known = {id_: beat for id_, beat, _ in rows if beat is not None}
     orphans = dict.fromkeys(id_ for id_, beat, _ in rows if id_ is not None and beat is None)
     return Seen({**orphans, **known}, frozenset(step for _, _, step in rows if step is not None))

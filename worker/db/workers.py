@@ -32,26 +32,38 @@ async def register(connection: AsyncConnection, worker_id: UUID, *, queues: Sequ
 
 
 class Beaten(NamedTuple):
-    """What a beat found: whether the worker's row is there, and its running jobs, each with whether to cancel it."""
+    """What a beat found: whether the worker's row is there, and its running jobs, each with whether to cancel it.
+
+    None where it did not look for these.
+    """
 
     alive: bool
-    running: dict[Held, bool]
+    running: dict[Held, bool] | None
 
 
-def _beat_statement() -> Select[Any]:
-    me = bindparam("worker_id", type_=Uuid)
-    moved = update(Worker).where(Worker.id == me).values(beat=Worker.beat + 1, beat_at=func.clock_timestamp())
-    there = select((func.count() > 0).label("there")).select_from(moved.returning(Worker.id).cte("moved")).subquery()
-    mine = and_(Job.worker_id == me, Job.state == constant(JobState.RUNNING))
+_me = bindparam("worker_id", type_=Uuid)
+_MOVE = update(Worker).where(Worker.id == _me).values(beat=Worker.beat + 1, beat_at=func.clock_timestamp())
+
+
+def _move_and_look() -> Select[Any]:
+    moved = _MOVE.returning(Worker.id).cte("moved")
+    there = select((func.count() > 0).label("there")).select_from(moved).subquery()
+    mine = and_(Job.worker_id == _me, Job.state == constant(JobState.RUNNING))
     return select(there.c.there, Job.id, Job.token, Job.cancel_requested).select_from(there.outerjoin(Job, mine))
 
 
-_BEAT = _beat_statement()
+_MOVE_AND_LOOK = _move_and_look()
 
 
-async def beat(connection: AsyncConnection, worker_id: UUID) -> Beaten:
-    """Still alive, unless somebody has given this worker up; and what runs under its id, in the same round trip."""
-    rows = (await connection.execute(_BEAT, {"worker_id": worker_id})).all()
+async def beat(connection: AsyncConnection, worker_id: UUID, *, looks: bool = True) -> Beaten:
+    """Still alive, unless somebody has given this worker up; and what runs under its id, in the same round trip.
+
+    Where a snapshot is held open for long, the look goes through all that has run here since; who has no time for it
+    beats without.
+    """
+    if not looks:
+        return Beaten((await connection.execute(_MOVE, {"worker_id": worker_id})).rowcount > 0, None)
+    rows = (await connection.execute(_MOVE_AND_LOOK, {"worker_id": worker_id})).all()
     return Beaten(rows[0].there, {Held(row.id, row.token): row.cancel_requested for row in rows if row.token})
 
 

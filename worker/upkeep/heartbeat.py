@@ -19,6 +19,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from worker.core.pace import Pace
 from worker.db import reads, transitions, workers
 from worker.db.ids import uuid7
 from worker.db.send import Send, once
@@ -50,10 +51,12 @@ class Compared:
     flagged: list[Run]
 
 
-async def beat(connection: AsyncConnection, identity: Identity, holdings: Holdings) -> Compared:
-    """One beat: still alive; give back rows this process knows nothing of; find runs it holds no longer."""
+async def beat(connection: AsyncConnection, identity: Identity, holdings: Holdings, *, looks: bool = True) -> Compared:
+    """One beat: still alive; where it looks, it gives back rows unknown here and finds runs that are held no longer."""
     held_before = holdings.runs()  # what is claimed after this line may not yet stand in the rows that are read
-    alive, rows = await workers.beat(connection, identity.id)
+    alive, rows = await workers.beat(connection, identity.id, looks=looks)
+    if rows is None:
+        return Compared(alive, lost=[], flagged=[])
     forgotten = holdings.unknown(rows)
     if forgotten:
         moved = await transitions.release_many(connection, forgotten, _FORGOTTEN)
@@ -111,6 +114,7 @@ class Heartbeat:
         self._fenced = False
         self._pulse = Pulse(self._main_loop, holdings)
         self._given_back = 0
+        self._looks = Pace()
 
     def start(self) -> None:
         """Beat from now on."""
@@ -222,9 +226,11 @@ class Heartbeat:
     async def _beat(self, engine: AsyncEngine) -> None:
         sent = time.monotonic()
         lease_ends = asyncio.get_running_loop().call_later(self._lease_left, self._fence)
+        looks = self._looks.begin()
         compared = await self._try(
-            "heartbeat", engine, lambda connection: beat(connection, self._identity, self._holdings)
+            "heartbeat", engine, lambda connection: beat(connection, self._identity, self._holdings, looks=looks)
         )
+        self._looks.end(failed=compared is None)
         lease_ends.cancel()
         self._beaten()
         if compared is None:

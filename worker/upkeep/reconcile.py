@@ -16,6 +16,7 @@ from arq.connections import ArqRedis
 from worker.broker import scripts
 from worker.broker.connection import UNREACHABLE
 from worker.broker.hints import Hint, due_at, ms_of
+from worker.core.pace import rest_for
 from worker.db import reads, turns
 from worker.db.turns import Position
 from worker.flow.after_commit import HORIZON
@@ -66,7 +67,7 @@ async def reconcile(work: Work, redis: ArqRedis, availability: Availability) -> 
 def rest_after(took: timedelta, *, full: bool, clean: bool) -> timedelta:
     """How long to rest after a page that took so long."""
     if not full:
-        return _AFTER_A_ROUND
+        return max(_AFTER_A_ROUND, rest_for(took)) if clean else _AFTER_A_ROUND
     return min(max(took * _REST_FOR_TIME, _SHORTEST_REST), _LONGEST_REST) if clean else _AT_ONCE
 
 

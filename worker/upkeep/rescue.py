@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from worker.core.pace import Pace
 from worker.core.states import Ending, JobState
 from worker.core.watch import Watch
 from worker.db import reads, transitions, workers
@@ -84,12 +85,14 @@ class Rescuer:
         self._max_crashes = max_crashes
         self._moved = moved
         self._due = due
+        self._looks = Pace()
+        self._orphans: dict[UUID, int | None] = {}
 
     async def look(self, engine: AsyncEngine) -> timedelta:
         """Look once, call for the steps that are due, rescue from those that are dead; returns how long to the next."""
-        seen = await once(engine, partial(reads.sweep, horizon=HORIZON, soon=2 * self._sweep))
+        seen = await self._look(engine)
         self._due(seen.due)
-        beats = seen.beats
+        beats = {**self._orphans, **seen.beats}
         beats.pop(self._identity.id, None)
         for worker_id, beat in self._watch.look(beats, time.monotonic()).items():
             try:
@@ -98,11 +101,22 @@ class Rescuer:
                 emit(StepFailed(step=f"rescue {worker_id}", error=f"{type(error).__name__}: {error}"))
         return min(self._sweep, self._watch.next_conviction(time.monotonic()) or self._sweep)
 
+    async def _look(self, engine: AsyncEngine) -> reads.Seen:
+        looks, seen = self._looks.begin(), None
+        try:
+            seen = await once(engine, partial(reads.sweep, horizon=HORIZON, soon=2 * self._sweep, looks=looks))
+        finally:
+            self._looks.end(failed=seen is None)
+        if looks:
+            self._orphans = {worker_id: None for worker_id, beat in seen.beats.items() if beat is None}
+        return seen
+
     async def _rescue(self, engine: AsyncEngine, dead: UUID, beat: int | None) -> None:
         reason = f"worker {dead} stopped beating while the job ran there"
         moved = await rescue_from(engine, dead, beat, reason=reason, max_crashes=self._max_crashes)
         if moved is None:
             return
+        self._orphans.pop(dead, None)
         failed = sum(job.state is JobState.FAILED for job in moved)
         blamed = sum(job.ending is Ending.CRASHED for job in moved)
         emit(WorkerRescued(worker=dead, jobs=len(moved), failed=failed, blamed=blamed))
