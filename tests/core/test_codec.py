@@ -3,15 +3,26 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from enum import IntEnum
 from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
+from asyncpg.pgproto import pgproto
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, Json, ValidationError, computed_field, field_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    Json,
+    ValidationError,
+    WrapValidator,
+    computed_field,
+    field_serializer,
+)
 from typing_extensions import TypedDict
 
 from worker.core.codec import LIMIT, WHOLE_DIGITS, Codec, storable
@@ -52,6 +63,16 @@ class Other:
 
 class Shape(TypedDict):
     data: bytes
+
+
+class Small(IntEnum):
+    ONE = 1
+
+
+class Word(str): ...
+
+
+class Moment(datetime): ...
 
 
 def nested(levels: int) -> Any:
@@ -234,6 +255,36 @@ def test_a_value_that_does_not_fit_its_annotation_is_refused_not_warned_of(annot
         Codec(annotation, "results").encode(value)
 
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Annotated[int, AfterValidator(lambda number: f"{number}")],
+        Annotated[int, AfterValidator(lambda number: f"{number}")] | None,
+        Annotated[int, WrapValidator(lambda number, _: f"{number}")],
+    ],
+)
+def test_what_a_validator_makes_of_an_input_is_refused_where_it_does_not_fit(annotation: Any) -> None:
+    for shape, value in ((annotation, 7), (list[annotation], [7])):
+        with pytest.raises(NotStorable, match=r"^results: a value does not fit its annotation: "):
+            Codec(shape, "results").encode_input(value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "text"),
+    [
+        (int | None, Small.ONE, "1"),
+        (str, Word("x"), '"x"'),
+        (float, 1, "1.0"),
+        (float, math.inf, '"Infinity"'),
+        (UUID, pgproto.UUID(bytes(16)), '"00000000-0000-0000-0000-000000000000"'),
+        (date, datetime(2040, 1, 2), '"2040-01-02"'),
+        (list[datetime], [Moment(2040, 1, 2, tzinfo=UTC)], '["2040-01-02T00:00:00Z"]'),
+    ],
+)
+def test_an_input_of_a_derived_type_is_written_as_its_base(annotation: Any, value: Any, text: str) -> None:
+    assert Codec(annotation).encode_input(value) == text
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
-from typing import Any, Generic, NewType, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Literal, NewType, TypeAlias, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -59,13 +59,14 @@ class Codec(Generic[T]):
 
     """
 
-    __slots__ = ("_adapter", "_what")
+    __slots__ = ("_adapter", "_may_warn", "_what")
 
     def __init__(self, annotation: Any, what: str = "values") -> None:
         self._what = what
         # Its validator and its serializer are called themselves: every job would pay for a layer that adds nothing.
         # As a NewType even a dataclass or TypedDict takes our configuration where it has none of its own.
         self._adapter: TypeAdapter[T] = TypeAdapter(cast("Any", NewType)("Stored", annotation), config=_CONFIG)
+        self._may_warn = not _is_plain(cast("dict[str, Any]", self._adapter.core_schema))
 
     def encode(self, value: T) -> str:
         """The value as JSON text that jsonb keeps and `decode` reads.
@@ -91,7 +92,8 @@ class Codec(Generic[T]):
             TooLarge: it takes more than 1 MiB.
 
         """
-        return self._write(self._adapter.validator.validate_python(value, by_alias=True, by_name=True))
+        checked = self._adapter.validator.validate_python(value, by_alias=True, by_name=True)
+        return self._write(checked, may_warn=self._may_warn)
 
     def decode(self, text: str) -> T:
         """The value of a stored text.
@@ -103,16 +105,35 @@ class Codec(Generic[T]):
         value: T = self._adapter.validator.validate_json(text, by_alias=True, by_name=True)
         return value
 
-    def _write(self, value: T) -> str:
+    def _write(self, value: T, *, may_warn: bool = True) -> str:
         try:
+            # To ask for errors takes as long as all the rest of writing a few arguments.
+            warnings: Literal["error", False] = "error" if may_warn else False
             # round_trip, and names instead of aliases: what is written is what validation accepts.
-            data = self._adapter.serializer.to_json(value, by_alias=False, round_trip=True, warnings="error")
+            data = self._adapter.serializer.to_json(value, by_alias=False, round_trip=True, warnings=warnings)
         except Exception as error:  # serializers are code of anybody
             raise NotStorable(f"{self._what}: {_reason(self._adapter, value, error)}") from error
         if len(data) > LIMIT:
             raise TooLarge(self._what, len(data), LIMIT)
         text = data.decode()
         return storable(text, self._what) if _suspicious(text) else text
+
+
+def _is_plain(schema: dict[str, Any]) -> bool:
+    """Whether what validation gives is exactly what serialization expects: no code of anybody makes it."""
+    if "serialization" in schema:
+        return False
+    match schema["type"]:
+        case "none" | "bool" | "int" | "float" | "str" | "uuid" | "date" | "datetime":
+            return True
+        case "list":
+            return "items_schema" in schema and _is_plain(schema["items_schema"])
+        case "nullable" | "typed-dict-field":
+            return _is_plain(schema["schema"])
+        case "typed-dict":
+            return all(map(_is_plain, schema["fields"].values()))
+        case _:
+            return False
 
 
 _PLAIN: Codec[Any] = Codec(Any, "arguments")
