@@ -258,7 +258,7 @@ async def test_without_a_publisher_and_without_settings_nothing_is_written(
 async def test_a_call_carries_what_it_was_given() -> None:
     call = CHARGE.options(delay=1.5).call(7)
 
-    assert call == Call("tests.charge", '{"invoice":7}', "billing", timedelta(seconds=1.5), None)
+    assert call == Call("tests.charge", '{"invoice":7}', "billing", timedelta(seconds=1.5), signature=CHARGE.signature)
 
 
 async def test_what_is_no_session_is_refused_with_the_way_to_one(settings: Settings) -> None:

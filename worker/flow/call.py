@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, get_args
 
 from worker.core.errors import ArgumentsInvalid, nearest
 from worker.core.names import DEFAULT_QUEUE, LONGEST_NAME, RESERVED_QUEUES, is_name
@@ -66,8 +66,7 @@ class Unique:
     longest_delay: timedelta | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One enqueue to be: a job's name, its checked arguments as JSON, and when and where it shall run."""
 
     name: str
@@ -78,11 +77,11 @@ class Call:
     priority: int = DEFAULT_PRIORITY
     expires: timedelta | datetime | None = None
     unique: Unique | None = None
-    signature: Signature | None = field(default=None, repr=False, compare=False)
+    signature: Signature | None = None
 
     def of(self, signature: Signature, args: str) -> Call:
         """The same of these arguments, which fit the signature."""
-        # dataclasses.replace() takes as long again as all the rest of an enqueue to be.
+        # _replace() takes as long again as all the rest of an enqueue to be.
         return Call(
             self.name, args, self.queue, self.delay, self.run_at, self.priority, self.expires, self.unique, signature
         )

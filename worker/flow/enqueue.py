@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Unpack, overload
 from uuid import UUID
 
@@ -85,8 +84,8 @@ def call_by_name(
     known = default_registry.get(name) if strict or name in default_registry else None
     call = template(name, known.rules if known else Rules(), options)
     if known is None:
-        return replace(call, args=encode_plain(args))
-    return replace(call, args=known.signature.bind_mapping(args), signature=known.signature)
+        return call._replace(args=encode_plain(args))
+    return call.of(known.signature, known.signature.bind_mapping(args))
 
 
 @overload

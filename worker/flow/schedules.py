@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -31,9 +30,8 @@ def call_of(scheduled: Scheduled, definition: Definition[Any, ..., Any], *, tick
     options: EnqueueOptions = {"queue": scheduled.queue, "priority": scheduled.priority, "run_at": tick}
     if scheduled.schedule.overlap == "skip":  # whoever has the key waits or runs
         options["key"] = f"schedule {scheduled.name}"
-    call = template(definition.name, definition.rules, options)
-    args = definition.signature.bind_mapping(scheduled.args)
-    return dataclasses.replace(call, args=args, signature=definition.signature)
+    signature = definition.signature
+    return template(definition.name, definition.rules, options).of(signature, signature.bind_mapping(scheduled.args))
 
 
 @for_both
