@@ -97,6 +97,28 @@ async def test_many_that_differ_in_their_arguments_only_wait_in_their_order_in_b
     assert list(await hints(redis, "billing")) == [str(handle.id) for handle in handles]
 
 
+async def test_many_keep_every_character_of_their_arguments(engine: AsyncEngine, sessions: Sessions) -> None:
+    notes = ["", "\x1e", "\\x1e\x1f\n\r\t", '"\\"', "{NULL,null}", "å\U0001f600"]
+
+    async with sessions.begin() as session:
+        handles = await enqueue_many(session, [CHARGE.call(7, note) for note in notes])
+
+    assert [(await row(engine, handle.id)).args["note"] for handle in handles] == notes
+
+
+async def test_the_first_enqueue_on_a_connection_asks_nothing_about_types(
+    engine: AsyncEngine, sessions: Sessions
+) -> None:
+    sent: list[str] = []
+
+    async with sessions.begin() as session:
+        driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+        driver.add_query_logger(lambda query: sent.append(query.query))
+        await CHARGE.enqueue(session, 7)
+
+    assert sent == ["BEGIN;", "COMMIT;"]  # prepared statements are not shown
+
+
 async def test_many_that_are_due_later_alike_are_due_as_the_call_says(engine: AsyncEngine, sessions: Sessions) -> None:
     at = datetime(2040, 1, 2, 3, 4, tzinfo=UTC)
 

@@ -19,7 +19,7 @@ from worker.core.registry import default_registry
 from worker.db.failures import schema_needed
 from worker.db.ids import uuid7s
 from worker.db.models import Job
-from worker.db.statements.enqueue import ENQUEUE, ENQUEUE_ALIKE
+from worker.db.statements.enqueue import BETWEEN, ENQUEUE, ENQUEUE_ALIKE
 from worker.flow import unique
 from worker.flow.after_commit import destination_of, publish_after_commit
 from worker.flow.call import Call, EnqueueOptions, template
@@ -144,8 +144,8 @@ def _insert_plain(
 def _insert_alike(connection: Connection, ids: Sequence[UUID], calls: Sequence[Call]) -> list[Hint]:
     name, queue = calls[0].name, calls[0].queue
     parameters = {
-        "ids": ids,
-        "argss": [call.args for call in calls],
+        "ids": BETWEEN.join(map(str, ids)),
+        "argss": BETWEEN.join([call.args for call in calls]),
         "all_name": name,
         "all_queue": queue,
         "all_delay": calls[0].delay,
