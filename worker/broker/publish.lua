@@ -6,8 +6,8 @@
 -- ARGV[3] prefix of the payload keys
 -- ARGV[4] how long a payload outlives its due time (ms)
 -- ARGV[5] prefix of the keys by which ARQ's loop says that it runs a job
--- ARGV[6…] for all hints that are alike: delay (ms, may be negative), payload, their job ids with spaces between them,
---   3,000 at the most, for Lua passes no more to a command
+-- ARGV[6…] for all hints that are alike: delay (ms, may be negative), payload, their job ids of 36 characters with spaces
+--   between them, 3,000 at the most, for Lua passes no more to a command
 -- returns how many hints were put
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -24,7 +24,9 @@ for i = 6, #ARGV, 3 do
   local score = string.format('%.0f', due)
   local kept = string.format('%.0f', math.max(delay, 0) + ARGV[4])
   local scored = {}
-  for id in string.gmatch(ARGV[i + 2], '%S+') do
+  local ids = ARGV[i + 2]
+  for first = 1, #ids, 37 do -- a pattern that finds them took a tenth of all the time
+    local id = string.sub(ids, first, first + 35)
     if ARGV[1] == 'astray' then
       redis.call('DEL', ARGV[5] .. id) -- it waits: who had picked it is dead, or loses the claim
     end
