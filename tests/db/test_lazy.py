@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from sqlalchemy import ForeignKey, event, select, text
@@ -14,14 +15,18 @@ from sqlalchemy.orm import (
     Session,
     defaultload,
     mapped_column,
+    object_session,
     relationship,
     selectinload,
     undefer,
+    validates,
 )
 
 from tests.db.attempts import an_attempt
 from tests.db.conftest import statements_of
 from worker.core.errors import LazyLoadRefused
+from worker.db.session import AttemptSession
+from worker.db.transaction import ATTEMPT
 from worker.flow.work import Work
 
 
@@ -44,6 +49,23 @@ class Line(Base):  # without AsyncAttrs
     id: Mapped[int] = mapped_column(primary_key=True)
     order_id: Mapped[int] = mapped_column(ForeignKey(Order.id))
     order: Mapped[Order] = relationship(back_populates="lines")
+
+
+class Parcel(Base):
+    __tablename__ = "parcel"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(default="")
+    order_id: Mapped[int | None] = mapped_column(ForeignKey(Order.id))
+    order: Mapped[Order | None] = relationship()
+
+    @validates("label", "order")
+    def _asks(self, key: str, value: object) -> object:
+        session = object_session(self)
+        assert session is not None
+        for line in session.scalars(select(Line)):
+            assert key == "label" or line.order is not None
+        return value
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +160,18 @@ async def test_what_the_advice_says_works(work: Work, body: Callable[[AsyncSessi
         assert not attempt.transaction.lazy_loads
 
 
+@pytest.mark.parametrize("key", ["label", "order"])
+async def test_a_validators_query_is_not_taken_for_a_lazy_load_of_what_is_set(work: Work, key: str) -> None:
+    async with an_attempt(work) as attempt:
+        order = await attempt.session().get_one(Order, 1)
+        parcel = Parcel(id=1)
+        attempt.session().add(parcel)
+        await attempt.session().flush()
+
+        with pytest.raises(MissingGreenlet):
+            setattr(parcel, key, "a" if key == "label" else order)
+
+
 async def test_a_sync_call_that_is_no_lazy_load_fails_as_it_always_did(work: Work) -> None:
     async with an_attempt(work) as attempt:
         await attempt.session().execute(text("SELECT 1"))
@@ -189,7 +223,21 @@ def reads_lines_with_something_to_flush(session: Session) -> None:
     assert len(order.lines) == 2
 
 
+def sets_what_a_validator_asks_for(session: Session) -> None:
+    parcel = Parcel(id=1)
+    session.add(parcel)
+    parcel.label = "a"
+
+
+def sets_what_a_validator_loads_something_for(session: Session) -> None:
+    parcel = Parcel(id=1)
+    session.add(parcel)
+    parcel.order = session.get_one(Order, 1)
+
+
 COUNTED = [
+    (sets_what_a_validator_asks_for, {}),
+    (sets_what_a_validator_loads_something_for, {"Line.order": 2}),
     (reads_lines_with_an_eager_load_behind, {"Order.lines": 1}),
     (reads_lines_with_something_to_flush, {"Order.lines": 1}),
     (reads_each_orders_lines, {"Order.lines": 3}),
@@ -210,3 +258,22 @@ async def test_lazy_loads_of_sync_code_are_counted_per_attribute(
         await reads_by_awaitable_attrs(attempt.session())  # asked for, and so not counted
 
         assert attempt.transaction.lazy_loads.by_attribute == counts
+
+
+class Routed(AttemptSession):
+    """A session as a user may have written it."""
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        return super().execute(*args, **kwargs)
+
+
+async def test_a_users_session_that_executes_in_its_own_way_does_not_hide_lazy_loads(work: Work) -> None:
+    async with an_attempt(work) as attempt:
+
+        def reads(_: Session) -> None:
+            with Routed(bind=attempt.transaction.engine, info={ATTEMPT: attempt.transaction}) as session:
+                reads_each_orders_lines(session)
+
+        await attempt.session().run_sync(reads)
+
+        assert attempt.transaction.lazy_loads.by_attribute == {"Order.lines": 3}

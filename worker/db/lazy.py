@@ -26,7 +26,7 @@ def refuse_lazy_load() -> None:
     """Raise `LazyLoadRefused` where reading an attribute led here and nothing can wait; elsewhere do nothing."""
     if in_greenlet():
         return
-    frame = _attribute_frame()
+    frame = _attribute_frame(sys._getframe(2))
     if frame is not None:
         prop, obj = frame.f_locals["self"].property, frame.f_locals["instance"]
         raise LazyLoadRefused(str(prop), _line_outside_sqlalchemy(frame), _instead(prop, obj))
@@ -56,7 +56,7 @@ class LazyLoads:
     def note(self, statement: Any) -> None:
         """Called before each statement of the session: the event for it would prepare every one twice."""
         if self._counting and getattr(statement, "is_select", False):
-            frame = _attribute_frame(within_one_statement=True)
+            frame = _attribute_frame(sys._getframe(2), within_one_statement=True)
             if frame is not None:  # else it is asked for, a refresh() or a cascade
                 prop = frame.f_locals["self"].property
                 self._counts[prop] = self._counts.get(prop, 0) + 1
@@ -79,14 +79,15 @@ class LazyLoads:
         return _eagerly(max(self._counts, key=lambda prop: self._counts[prop]))
 
 
-def _attribute_frame(*, within_one_statement: bool = False) -> FrameType | None:
-    """Where an attribute is read that led here; within one statement: not by its flush or its eager loads."""
-    frame: FrameType | None = sys._getframe(1)
+def _attribute_frame(frame: FrameType | None, *, within_one_statement: bool = False) -> FrameType | None:
+    """Where an attribute is read that led to this frame; within one statement: not by its flush or its eager loads."""
     statements = 0
     while frame is not None:
         code = frame.f_code
         if code is _READS or code is _WRITES:
             return frame
+        if not _is_of_sqlalchemy(frame) and not isinstance(frame.f_locals.get("self"), Session):
+            return None  # a query of the user's own, which a validator or an event may make while an attribute is set
         statements += code is _EXECUTES
         if within_one_statement and (statements > 1 or code is _LOADS_BEHIND):
             return None
@@ -94,9 +95,13 @@ def _attribute_frame(*, within_one_statement: bool = False) -> FrameType | None:
     return None
 
 
+def _is_of_sqlalchemy(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("sqlalchemy.")
+
+
 def _line_outside_sqlalchemy(frame: FrameType) -> str:
     user: FrameType | None = frame
-    while user is not None and str(user.f_globals.get("__name__")).startswith("sqlalchemy."):
+    while user is not None and _is_of_sqlalchemy(user):
         user = user.f_back
     user = user or frame
     source = linecache.getline(user.f_code.co_filename, user.f_lineno, user.f_globals).strip()
