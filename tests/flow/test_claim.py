@@ -427,6 +427,24 @@ async def test_what_was_claimed_before_something_failed_is_returned_to_be_run(
         await finished(engine, job)
 
 
+@pytest.mark.leaves_hints  # of a job that it made up
+async def test_the_connection_of_an_error_that_is_passed_over_is_given_back(
+    engine: AsyncEngine, redis: ArqRedis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_claimer(settings) as (claimer, work):
+        job = await a_job(engine)
+        await publish(redis, work, job, uuid7())
+        monkeypatch.setattr(reads, "standings", _raising(TimeoutError("no answer")))
+        async with work.claims.connect() as before:
+            pass
+
+        runs = await claimer.claim(10)
+
+        assert ids_of(runs) == {job}
+        assert before.closed
+        await finished(engine, job)
+
+
 async def test_without_redis_jobs_are_claimed_by_a_scan_and_by_hints_again_when_it_is_back(
     engine: AsyncEngine, redis: ArqRedis, settings: Settings, redis_url: str
 ) -> None:

@@ -59,17 +59,17 @@ class Claimer:
 
         Raises: what `worker.db.failures.is_transient` knows when PostgreSQL is away; hints taken for it are back then.
         """
-        # A working connection before Redis is asked: else an outage of PostgreSQL hides the queue for a lease.
-        async with self._work.claims.connect() as connection:
-            runs: list[Run] = []
-            try:
+        runs: list[Run] = []
+        try:
+            # A working connection before Redis is asked: else an outage of PostgreSQL hides the queue for a lease.
+            async with self._work.claims.connect() as connection:
                 await self._claim_into(runs, connection, room)
-            except Exception as error:
-                if not runs:
-                    raise
-                # These are held already, so they must run; an outage that lasts meets the next claim too.
-                emit(StepFailed(step="claim", error=f"{type(error).__name__}: {error}"))
-            return runs
+        except Exception as error:
+            if not runs:
+                raise
+            # These are held already, so they must run; an outage that lasts meets the next claim too.
+            emit(StepFailed(step="claim", error=f"{type(error).__name__}: {error}"))
+        return runs
 
     async def _claim_into(self, runs: list[Run], connection: AsyncConnection, room: int) -> None:
         if not self._availability.away:
