@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -79,3 +80,40 @@ async def test_what_the_last_commit_itself_cannot_write_is_the_error_that_is_tol
         await run(work, held, body)
 
     assert await words(engine) == set()
+
+
+async def test_what_a_job_left_on_the_driver_that_took_the_place_of_a_lost_one_reaches_no_other_job(
+    work: Work, engine: AsyncEngine
+) -> None:
+    attempt = Attempt(work, await a_held_job(engine), Rules(commits="own"))
+    try:
+        session = attempt.session()
+        connection = await session.connection()
+        await session.commit()
+        await connection.invalidate()
+        replaced: Any = (await connection.get_raw_connection()).driver_connection
+        await replaced.add_listener("shop", lambda *_: None)
+    finally:
+        await attempt.close()
+
+    assert replaced.is_closed()
+
+
+async def test_the_driver_that_took_the_place_of_a_lost_one_is_asked_before_the_completion(
+    work: Work, engine: AsyncEngine
+) -> None:
+    attempt = Attempt(work, await a_held_job(engine), Rules(commits="own"))
+    try:
+        session = attempt.session()
+        connection = await session.connection()
+        await session.commit()
+        await connection.invalidate()
+        await connection.execute(text("SELECT 1"))  # begins a transaction that the session knows nothing of
+        there = (await connection.get_raw_connection()).driver_connection
+
+        found = await session.run_sync(lambda session: attempt.transaction.settle(session))
+
+        assert found is not None
+        assert found.connection.driver_connection is there is attempt.transaction._driver
+    finally:
+        await attempt.close()
