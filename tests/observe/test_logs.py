@@ -182,6 +182,35 @@ loop.run_until_complete(main())
     assert [json.loads(line)["jobs"] for line in found.stderr.splitlines() if line.startswith("{")] == [1]
 
 
+@pytest.mark.parametrize("then", ["another loop's turn", "the end of the process"])
+def test_what_waits_for_a_loop_that_has_ended_is_written_by(then: str) -> None:
+    program = f"""
+import asyncio, sys
+from worker.observe import events, logs
+logs.configure("info", "json")
+def say(jobs):
+    events.emit(events.Pruned(jobs=jobs))
+async def turns(jobs):
+    say(jobs)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    print("turned", file=sys.stderr)
+ended = asyncio.new_event_loop()
+ended.call_soon(ended.stop)
+ended.call_soon(say, 1)  # in the turn that is the loop's last, so that what it asked for is never called
+ended.run_forever()
+ended.close()
+print("ended", file=sys.stderr)
+if {then == "another loop's turn"}:
+    asyncio.run(turns(2))
+"""
+
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=55)
+
+    said = [line if line[0] != "{" else json.loads(line)["jobs"] for line in found.stderr.splitlines()]
+    assert said == (["ended", 1, 2, "turned"] if "loop" in then else ["ended", 1])
+
+
 def test_a_handler_of_the_users_beside_ours_is_given_records(capsys: pytest.CaptureFixture[str]) -> None:
     records: list[logging.LogRecord] = []
     logs.configure("info", "json")
