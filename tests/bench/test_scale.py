@@ -9,7 +9,9 @@ from xml.etree import ElementTree
 import asyncpg
 import pytest
 
+from tests.bench.processes import BenchError
 from tests.bench.rows import Ratio
+from tests.bench.scale import ready
 from tests.bench.scale.__main__ import Size, run, write
 from tests.bench.scale.curves import curves, points
 from tests.bench.scale.findings import Finding, Findings, Sense, of_ratio
@@ -61,6 +63,14 @@ async def test_a_part_has_its_figures(part: str, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "scale.jsonl").read_text().splitlines()]
     assert [line["measure"] for line in lines] == FIGURES[part]
     assert all(line["value"] > 0 for line in lines if "latency" in line["measure"] or "plain run" in line["measure"])
+
+
+@pytest.mark.parametrize("stop", [10.0, 60.0])
+def test_a_stop_that_lasted_longer_than_a_lease_is_told_and_not_measured(stop: float) -> None:
+    ready.require_short(1)
+
+    with pytest.raises(BenchError, match=f"stood still for {stop:.1f} s"):
+        ready.require_short(stop)
 
 
 def test_the_picture_has_a_curve_for_each_of_the_four_that_was_found() -> None:

@@ -11,16 +11,19 @@ from typing import Any, Final
 
 import asyncpg
 
-from tests.bench.processes import Workers
+from tests.bench.processes import BenchError, Workers
 from tests.bench.scale.findings import Finding
 from tests.bench.scale.stage import Rig
 from tests.bench.workloads import Workload
+from worker.settings import WorkerSettings
 
 _LEFT: Final = "SELECT count(*) FROM exarq.job WHERE state = 'running'"
 _CLAIMS: Final = "SELECT count(DISTINCT token) FROM exarq.job"  # that found something: a job keeps its claim's token
 _LOOK_EVERY: Final = 0.01
 _RUN_LIMIT: Final = 120.0
 _WARMING: Final = 50
+_BEATS: Final = WorkerSettings()
+_LONGEST_STOP: Final = (_BEATS.lease - _BEATS.beat).total_seconds()  # the last beat may be as old when it begins
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,11 @@ async def run(rig: Rig, workers: Workers, workload: Workload, jobs: int) -> Cost
 async def _run(rig: Rig, workers: Workers, connection: asyncpg.Connection[Any], workload: Workload, jobs: int) -> Cost:
     begun, claims = _begun(workers), await connection.fetchval(_CLAIMS)
     with workers.held():
+        stopped_at = time.monotonic()
         await rig.enqueue(workload, jobs)
         cpu, postgres = sum(workers.cpu().values()), rig.servers.postgres_cpu()
         at = time.monotonic()
+    require_short(at - stopped_at)
     async with asyncio.timeout(_RUN_LIMIT):
         while _begun(workers) - begun < jobs or await connection.fetchval(_LEFT):  # noqa: ASYNC110 — a store sets no Event
             await asyncio.sleep(_LOOK_EVERY)
@@ -75,6 +80,15 @@ async def _run(rig: Rig, workers: Workers, connection: asyncpg.Connection[Any], 
         postgres=None if postgres is None or after is None else (after - postgres) / jobs * 1e6,
         claimed=jobs / max(await connection.fetchval(_CLAIMS) - claims, 1),
     )
+
+
+def require_short(stop: float) -> None:
+    """Refuse to measure after a stop of so many seconds in which the workers may have lost their leases.
+
+    Raises: `BenchError`.
+    """
+    if stop >= _LONGEST_STOP:
+        raise BenchError(f"the workers stood still for {stop:.1f} s, {_LONGEST_STOP:g} s are allowed: leases ran out")
 
 
 def of_costs(case: str, job: str, costs: Sequence[Cost]) -> list[Finding]:
