@@ -22,7 +22,7 @@ from tests.bench.screen import Screen
 
 SMALL = Size(
     Sizes(waiting=(50,), finished=(50,), jobs=20, under_snapshot=20, rounds=1),
-    idle_seconds=0.5, first=20, last=40, orm=20, rounds=1, processes=(1, 2), workers=(1, 2),
+    idle_seconds=0.5, noop_growth=(20, 40), orm_growth=(20, 40), orm=20, rounds=1, processes=(1, 2), workers=(1, 2),
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ FIGURES = {
         "latency p99",
         "a worker's statements that scan or sort",
     ],
-    "growth": ["growth of VmHWM"],
+    "growth": ["growth of VmHWM", "growth of VmHWM"],
     "processes": [*_OF_PROCESSES, *_OF_PROCESSES],
     "workers": [*_OF_WORKERS, *_OF_WORKERS],
 }

@@ -39,8 +39,8 @@ class Size:
 
     sizes: Sizes = _TARGET
     idle_seconds: float = 60
-    first: int = 100_000
-    last: int = 1_000_000
+    noop_growth: tuple[int, int] = (100_000, 1_000_000)
+    orm_growth: tuple[int, int] = (10_000, 60_000)
     orm: int = 5_000
     rounds: int = 3
     processes: tuple[int, ...] = processes.PROCESSES
@@ -54,6 +54,9 @@ def _sized(share: float) -> Size:
     def points(counts: tuple[int, ...]) -> tuple[int, ...]:
         return counts if share == 1 else (some(counts[-1]),)  # a curve is for those who have time
 
+    def span(jobs: tuple[int, int]) -> tuple[int, int]:
+        return some(jobs[0]), some(jobs[1])
+
     sizes = Sizes(
         points(_TARGET.waiting), points(_TARGET.finished), some(_TARGET.jobs),
         some(_TARGET.under_snapshot), _TARGET.rounds if share == 1 else 3,
@@ -62,7 +65,7 @@ def _sized(share: float) -> Size:
     seconds = whole.idle_seconds if share == 1 else 20
     rounds = whole.rounds if share == 1 else 1
     counts = (whole.processes, whole.workers) if share == 1 else (whole.processes[:2], whole.workers[:2])
-    return Size(sizes, seconds, some(whole.first), some(whole.last), some(whole.orm), rounds, *counts)
+    return Size(sizes, seconds, span(whole.noop_growth), span(whole.orm_growth), some(whole.orm), rounds, *counts)
 
 
 Part = Callable[[Stage, Findings], Awaitable[None]]
@@ -76,7 +79,7 @@ def parts(size: Size) -> dict[str, Part]:
         "finished": partial(full.finished, sizes=size.sizes),
         "snapshot": partial(full.snapshot, sizes=size.sizes),
         "memory": partial(memory.beside_arq, jobs=size.orm, rounds=size.rounds),
-        "growth": partial(memory.growth, first=size.first, last=size.last),
+        "growth": partial(memory.growth, spans={"noop": size.noop_growth, "orm": size.orm_growth}),
         "processes": partial(processes.processes, counts=size.processes, jobs=size.sizes.jobs, rounds=size.rounds),
         "workers": partial(workers.workers, counts=size.workers, jobs=size.sizes.jobs, seconds=size.idle_seconds),
     }

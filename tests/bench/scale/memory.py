@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from tests.bench.processes import BenchError, Workers
 from tests.bench.rows import ratio
 from tests.bench.scale.findings import Finding, Findings
 from tests.bench.scale.stage import WORKLOAD, Rig, Stage
+from tests.bench.workloads import Workload
 
 _MOST: Final = 1.5
 _GROWTH: Final = 5.0
@@ -32,13 +34,18 @@ async def beside_arq(stage: Stage, findings: Findings, jobs: int, rounds: int) -
     findings.add(Finding("memory", f"{jobs:,} orm jobs", "VmHWM beside arq's", found.median, "×", "≤", _MOST, said))
 
 
-async def growth(stage: Stage, findings: Findings, first: int, last: int) -> None:
-    """One worker that runs on and on, fed as it goes: its memory at the job `first` and at the job `last`."""
+async def growth(stage: Stage, findings: Findings, spans: Mapping[str, tuple[int, int]]) -> None:
+    """For each workload one worker that runs on and on, fed as it goes: its memory at the span's first job and at its last."""
+    for key, (first, last) in spans.items():
+        await _growth(stage, findings, WORKLOAD[key], first, last)
+
+
+async def _growth(stage: Stage, findings: Findings, workload: Workload, first: int, last: int) -> None:
     rig = await stage.rig()
     await rig.prepare()
     began = time.monotonic()
-    async with rig.script.workers("noop", rig.concurrency(WORKLOAD["noop"]), 1) as workers:
-        feeding = asyncio.create_task(_feed(rig, workers, last))
+    async with rig.script.workers(workload.name, rig.concurrency(workload), 1) as workers:
+        feeding = asyncio.create_task(_feed(rig, workers, workload, last))
         try:
             at_first = await _memory_at(workers, first, feeding)
             at_last = await _memory_at(workers, last, feeding)
@@ -49,14 +56,18 @@ async def growth(stage: Stage, findings: Findings, first: int, last: int) -> Non
     note = (
         f"{at_first:.1f} → {at_last:.1f} MB, {last / (time.monotonic() - began):,.0f} jobs/s while they were enqueued"
     )
-    findings.add(Finding("memory", f"job {first:,} to {last:,}", "growth of VmHWM", grown, "%", "<", _GROWTH, note))
+    findings.add(
+        Finding(
+            "memory", f"{workload.name} job {first:,} to {last:,}", "growth of VmHWM", grown, "%", "<", _GROWTH, note
+        )
+    )
 
 
-async def _feed(rig: Rig, workers: Workers, jobs: int) -> None:
+async def _feed(rig: Rig, workers: Workers, workload: Workload, jobs: int) -> None:
     enqueued = 0
     while enqueued < jobs:
         if enqueued - _begun(workers) < _AHEAD:
-            await rig.enqueue(WORKLOAD["noop"], min(_BATCH, jobs - enqueued))
+            await rig.enqueue(workload, min(_BATCH, jobs - enqueued))
             enqueued += _BATCH
         else:
             await asyncio.sleep(_LOOK_EVERY)
