@@ -37,7 +37,7 @@ from worker.flow.work import Counts, Identity, Work
 from worker.observe.events import PicklesTrusted, PoolTooSmall, emit
 from worker.settings import JobsSettings, Settings
 
-# Claims, flushes, completions and upkeep.
+# One is kept for claims; flushes, completions and upkeep, each short, wait for one another at three.
 _OWN_CONNECTIONS: Final = 4
 HEARTBEAT_CONNECTIONS: Final = 2
 _RELAY_CONNECTIONS: Final = 1
