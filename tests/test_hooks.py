@@ -144,7 +144,7 @@ async def test_a_shutdown_hook_that_fails_is_reported_and_the_worker_stops(
             SettingsError,
             r"jobs.on_startup: tests.test_hooks:_told is a list; name a function",
         ),
-        ("tests.nowhere:startup", ModuleNotLoaded, r"cannot import 'tests.nowhere'"),
+        ("tests.nowhere:startup", ModuleNotLoaded, r"^jobs.on_startup: cannot import 'tests.nowhere'"),
     ],
 )
 async def test_a_name_that_leads_nowhere_is_refused_before_anything_is_opened(

@@ -1,4 +1,4 @@
-"""A sync service and its job, over a classic Session: `python sync_service.py`; `jobs.modules` is sync_service."""
+"""A sync service and its job, over a classic Session of psycopg: `python sync_service.py`; `jobs.modules` names it."""
 
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker

@@ -203,7 +203,7 @@ async def test_of_a_job_that_is_not_known_here_the_result_is_plain_json(
 async def test_a_timeout_says_where_the_job_stands(engine: AsyncEngine, sessions: Sessions) -> None:
     stands: list[tuple[dict[str, Any], str]] = [
         ({}, "queued"),
-        ({"failures": 1, "error": "ValueError: 7"}, "after ValueError: 7"),
+        ({"failures": 1, "error": "ValueError: 7"}, "to be tried again: its last attempt ended with ValueError: 7"),
         ({"state": JobState.RUNNING, "attempt": 3}, "running, attempt 3, and goes on"),
     ]
     for columns, says in stands:

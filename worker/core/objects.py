@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from worker.core.errors import SettingsError, nearest
+from worker.core.errors import ModuleNotLoaded, SettingsError, nearest
 from worker.core.registry import Registry, load_modules
 
 
@@ -26,7 +26,10 @@ def load_callable(setting: str, name: str | None) -> Callable[..., Any] | None:
     if name is None:
         return None
     module_name, _, path = name.partition(":")
-    load_modules((module_name,), Registry())  # its jobs, if it has some, are registered by jobs.modules alone
+    try:
+        load_modules((module_name,), Registry())  # its jobs, if it has some, are registered by jobs.modules alone
+    except ModuleNotLoaded as error:
+        raise ModuleNotLoaded(f"{setting}: {error}") from error
     module = sys.modules[module_name]
     try:
         found = reduce(getattr, path.split("."), module)

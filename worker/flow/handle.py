@@ -193,7 +193,9 @@ def _now(stand: Stand | None) -> str:
         return "there is no such job: its transaction has not committed or was rolled back, or the job was pruned"
     if stand.state is JobState.RUNNING:
         return f"it is running, attempt {stand.attempt}, and goes on"
-    return "it is queued, and goes on waiting for a worker" + (f" after {stand.error}" if stand.error else "")
+    if stand.error:
+        return f"it waits to be tried again: its last attempt ended with {stand.error}"
+    return "it is queued, and goes on waiting for a worker"
 
 
 def _seconds(timeout: float | timedelta | None) -> float | None:
