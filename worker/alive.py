@@ -107,6 +107,7 @@ def make_heartbeat(
     rescuer = Rescuer(
         work.identity,
         Watch(worker.lease, longest_gap=max(worker.sweep * 1.5, worker.lease / 3)),
+        lease=worker.lease,
         sweep=worker.sweep,
         max_crashes=work.settings.jobs.max_crashes,
         moved=lambda moved: _soon(loop, partial(publish_moved, work, moved)),

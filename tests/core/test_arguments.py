@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pytest
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypedDict
 
@@ -35,6 +35,15 @@ async def charge(
 
 
 CHARGE = Signature(charge, "billing.charge")
+
+
+FREE = Item(price=1)
+FREE.price = "none"  # type: ignore[assignment]
+
+
+class Open(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    amount: int
 
 
 # --- binding
@@ -252,3 +261,28 @@ def test_a_model_arrives_as_a_model() -> None:
     signature = Signature(job, "x")
 
     assert signature.call_arguments(signature.bind({"price": "3"})) == {"item": Item(price=3)}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Annotated[int, AfterValidator(str)], 7),
+        (list[Annotated[int, AfterValidator(str)]], [7]),
+        (Open, {"amount": 1, "item": FREE}),
+    ],
+)
+def test_what_validation_gives_and_does_not_fit_is_refused(annotation: Any, value: Any) -> None:
+    async def job(session: AsyncSession, given: Any) -> None: ...
+
+    job.__annotations__["given"] = annotation
+
+    with pytest.raises(NotStorable, match="does not fit its annotation"):
+        Signature(job, "tests.job").bind(value)
+
+
+def test_a_users_serializer_writes_an_argument() -> None:
+    async def job(session: AsyncSession, given: Annotated[int, PlainSerializer(lambda number: -number)]) -> None: ...
+
+    job.__annotations__["given"] = Annotated[int, PlainSerializer(lambda number: -number)]
+
+    assert Signature(job, "tests.job").bind(7) == '{"given":-7}'

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from worker.core.pace import REST_FOR_TIME, Pace
+from datetime import timedelta
+
+import pytest
+
+from worker.core.pace import Pace
 
 
 class Clock:
@@ -13,36 +17,20 @@ class Clock:
         return self.now
 
 
-def opportunity(pace: Pace, clock: Clock, *, takes: float, fails: bool = False) -> bool:
-    taken = pace.begin()
-    clock.now += takes if taken else 0
-    pace.end(failed=fails)
-    return taken
+def test_it_is_due_at_first() -> None:
+    assert Pace(timedelta(seconds=30), Clock()).due
 
 
-def test_it_rests_the_longer_the_longer_it_took() -> None:
+@pytest.mark.parametrize(("took", "rest"), [(0, 0), (0.25, 2.5), (2, 20), (3, 30), (60, 30)])
+def test_it_rests_ten_times_as_long_as_it_took_and_no_longer_than_its_longest_rest(took: float, rest: float) -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = Pace(timedelta(seconds=30), clock)
 
-    assert opportunity(pace, clock, takes=2)
-    assert not opportunity(pace, clock, takes=2)
-    clock.now += 2 * REST_FOR_TIME - 0.001
-    assert not opportunity(pace, clock, takes=2)
-    clock.now += 0.001
-    assert opportunity(pace, clock, takes=2)
+    clock.now += took
+    pace.rest(clock.now - took)
 
-
-def test_what_takes_no_time_is_done_at_each_opportunity() -> None:
-    clock = Clock()
-    pace = Pace(clock)
-
-    assert [opportunity(pace, clock, takes=0) for _ in range(3)] == [True] * 3
-
-
-def test_what_failed_is_left_out_once_and_tried_again_however_long_it_took() -> None:
-    clock = Clock()
-    pace = Pace(clock)
-
-    found = [opportunity(pace, clock, takes=3, fails=fails) for fails in (True, False, True, True, False)]
-
-    assert found == [True, False, True, False, True]
+    assert pace.due == (rest == 0)
+    clock.now += max(0, rest - 0.001)
+    assert pace.due == (rest == 0)
+    clock.now += 0.002
+    assert pace.due

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncEngine, AsyncSession
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
+    ORMExecuteState,
     Session,
     defaultload,
     mapped_column,
@@ -258,6 +259,18 @@ async def test_lazy_loads_of_sync_code_are_counted_per_attribute(
         await reads_by_awaitable_attrs(attempt.session())  # asked for, and so not counted
 
         assert attempt.transaction.lazy_loads.by_attribute == counts
+
+
+async def test_a_hook_that_executes_the_statement_itself_hides_no_lazy_load(work: Work) -> None:
+    def invokes(state: ORMExecuteState) -> Any:
+        return state.invoke_statement()
+
+    async with an_attempt(work) as attempt:
+        event.listen(attempt.session().sync_session, "do_orm_execute", invokes)
+        order = await attempt.session().get_one(Order, 1)
+
+        with pytest.raises(LazyLoadRefused):
+            _ = order.lines
 
 
 class Routed(AttemptSession):

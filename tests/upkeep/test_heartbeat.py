@@ -23,7 +23,7 @@ from tests.life import jobs_for_tests as jobs
 from tests.processes import worker_process, workers
 from tests.proxy import postgres_proxy
 from tests.support import a_job, a_locked_row, a_work, a_worker, attempts, heard, row, state, until
-from worker.core.pace import REST_FOR_TIME, Pace
+from worker.core.pace import Pace
 from worker.db import transitions
 from worker.db import workers as worker_rows
 from worker.flow.holdings import Run
@@ -255,32 +255,38 @@ async def test_after_a_look_that_took_long_the_worker_beats_without_until_it_has
 
     async def slowly(connection: AsyncConnection, worker_id: UUID, *, looks: bool) -> Any:
         looked.append(looks)
-        clock[0] += 1 if looks else REST_FOR_TIME / 2
+        clock[0] += 0.01 if looks else 0.06
         return await real(connection, worker_id, looks=looks)
 
     monkeypatch.setattr(worker_rows, "beat", slowly)
-    monkeypatch.setattr(module, "Pace", partial(Pace, lambda: clock[0]))
+    monkeypatch.setattr(module, "Pace", partial(Pace, clock=lambda: clock[0]))
     async with a_worker(settings, jobs.registry()):
         await until(lambda: len(looked) >= 6, "it beats")
 
     assert looked[:6] == [True, False, False] * 2
 
 
-async def test_a_look_that_fails_costs_no_second_beat(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_look_that_fails_costs_no_beat_and_rests_as_well(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked: list[bool] = []
+    clock = [0.0]
     real = worker_rows.beat
 
     async def failing(connection: AsyncConnection, worker_id: UUID, *, looks: bool) -> Any:
         looked.append(looks)
+        clock[0] += 0.01 if looks else 0.04
         if looks:
             raise TimeoutError
         return await real(connection, worker_id, looks=looks)
 
     monkeypatch.setattr(worker_rows, "beat", failing)
+    monkeypatch.setattr(module, "Pace", partial(Pace, clock=lambda: clock[0]))
     async with heard() as events, a_worker(settings, jobs.registry()):
-        await until(lambda: len(looked) >= 6, "it beats")
+        await until(lambda: len(looked) >= 10, "it beats")
 
-    assert looked[:6] == [True, False] * 3
+    # It took 0.05 s with the beat that came after it, so it rests for half a second: for twelve beats of 0.04 s.
+    assert looked[:10] == [True, *[False] * 9]
     assert not any(isinstance(event, SelfFenced) for event in events)
 
 
@@ -309,7 +315,9 @@ async def test_a_job_that_blocks_the_loop_for_two_leases_keeps_it_and_is_reporte
     engine: AsyncEngine, sessions: Sessions, settings: Settings, tmp_path: Path
 ) -> None:
     lines = tmp_path / "lines"
-    (job,) = await jobs.enqueue_all(sessions, jobs.blocking.call("long", 5))
+    (job,) = await jobs.enqueue_all(
+        sessions, jobs.blocking.call("long", 6)
+    )  # told of after 1 s, and each time that doubles
     async with worker_process(settings, engine, lines=lines) as worker:
         await until(lambda: jobs.lines(lines), "the job has begun")
 

@@ -23,12 +23,13 @@ from worker.broker.keys import queue_key
 from worker.core.states import JobState
 from worker.db.ids import uuid7
 from worker.db.models import Job
+from worker.flow.after_commit import HORIZON
 from worker.flow.availability import Availability
 from worker.flow.enqueue import enqueue
 from worker.flow.work import Work
 from worker.observe.events import Reconciled, RedisAway
 from worker.settings import Settings
-from worker.upkeep.reconcile import reconcile, rest_after
+from worker.upkeep.reconcile import reconcile, rest_after_a_page, rest_after_a_round
 
 Sessions = async_sessionmaker[AsyncSession]
 LEASE = timedelta(seconds=2)
@@ -91,19 +92,19 @@ async def test_pages_with_misses_follow_at_once_and_clean_ones_after_a_rest(
 def test_after_a_clean_page_it_rests_the_longer_the_longer_that_took(took_ms: int, rest_ms: int) -> None:
     took = timedelta(milliseconds=took_ms)
 
-    assert rest_after(took, full=True, clean=True) == timedelta(milliseconds=rest_ms)
+    assert rest_after_a_page(took, clean=True) == timedelta(milliseconds=rest_ms)
 
 
-@pytest.mark.parametrize(("took_ms", "rest_s"), [(1, 1), (100, 1), (1_100, 11)])
-def test_after_a_round_it_rests_for_a_second_or_the_longer_the_longer_its_end_took(took_ms: int, rest_s: int) -> None:
-    took = timedelta(milliseconds=took_ms)
-
-    assert rest_after(took, full=False, clean=True) == timedelta(seconds=rest_s)
-    assert rest_after(took, full=False, clean=False) == timedelta(seconds=1)
+@pytest.mark.parametrize(("read_ms", "rest_s"), [(1, 1), (100, 1), (800, 8), (60_000, 10)])
+def test_after_a_round_it_rests_the_longer_the_longer_that_took_and_far_less_than_the_horizon(
+    read_ms: int, rest_s: int
+) -> None:
+    assert rest_after_a_round(timedelta(milliseconds=read_ms)) == timedelta(seconds=rest_s)
+    assert timedelta(seconds=rest_s) <= HORIZON / 3
 
 
 def test_after_a_page_with_misses_it_does_not_rest_however_long_that_took() -> None:
-    assert rest_after(timedelta(seconds=5), full=True, clean=False) == timedelta(0)
+    assert rest_after_a_page(timedelta(seconds=5), clean=False) == timedelta(0)
 
 
 @pytest.mark.parametrize("damage", ["hint", "score far away"])

@@ -171,7 +171,7 @@ async def test_rows_under_no_worker_are_rescued_though_the_next_look_has_no_time
         return await sweep(connection, looks=looks, **far)
 
     monkeypatch.setattr(reads, "sweep", slowly)
-    monkeypatch.setattr(module, "Pace", partial(Pace, lambda: clock[0]))
+    monkeypatch.setattr(module, "Pace", partial(Pace, clock=lambda: clock[0]))
     async with a_work(settings) as work, heard() as events:
         job = await a_job(engine, state="running", worker_id=uuid4())
         rescuer = _rescuer(work, Watch(work.settings.worker.lease, longest_gap=timedelta(hours=1)))
@@ -186,6 +186,55 @@ async def test_rows_under_no_worker_are_rescued_though_the_next_look_has_no_time
     assert (seen_first, await state(engine, job)) == ("running", "queued")
     assert looked == [True, False, False]
     assert len([event for event in events if isinstance(event, WorkerRescued)]) == 1
+
+
+async def test_rows_under_no_worker_that_somebody_has_given_back_since_are_nobodys_to_rescue(
+    engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+
+    async def note(_connection: AsyncConnection, application_name: str) -> None:
+        ended.append(application_name)
+
+    async with a_work(settings) as work, heard() as events:
+        monkeypatch.setattr(worker_rows, "end_backends", note)
+        gone = uuid4()
+
+        moved = await module.rescue_from(work.processor, gone, None, reason="silent", max_crashes=3)
+
+    assert moved is None
+    assert not ended
+    assert not any(isinstance(event, WorkerRescued) for event in events)
+
+
+async def test_a_look_at_jobs_that_fails_hides_no_worker(
+    engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    clock = [0.0]
+    sweep = reads.sweep
+
+    async def failing(connection: AsyncConnection, *, looks: bool, **far: Any) -> reads.Seen:
+        looked.append(looks)
+        if looks:
+            clock[0] += 3
+            raise TimeoutError
+        return await sweep(connection, looks=looks, **far)
+
+    monkeypatch.setattr(reads, "sweep", failing)
+    monkeypatch.setattr(module, "Pace", partial(Pace, clock=lambda: clock[0]))
+    async with a_work(settings) as work:
+        dead = uuid4()
+        async with engine.begin() as connection:
+            await worker_rows.register(connection, dead, queues=["default"], concurrency=1)
+        job = await a_job(engine, state="running", worker_id=dead)
+        rescuer = _rescuer(work, Watch(timedelta(0), longest_gap=timedelta(hours=1)))
+
+        await rescuer.look(work.processor)
+        await rescuer.look(work.processor)
+
+    assert await state(engine, job) == "queued"
+    assert looked == [True, False, False]
 
 
 async def test_a_beat_between_the_look_and_the_rescue_saves_the_worker(
@@ -303,6 +352,7 @@ def _rescuer(work: Any, watch: Watch, due: Callable[[frozenset[str]], None] = la
     return Rescuer(
         work.identity,
         watch,
+        lease=work.settings.worker.lease,
         sweep=work.settings.worker.sweep,
         max_crashes=work.settings.jobs.max_crashes,
         moved=lambda moved: publish_moved(work, moved),

@@ -131,7 +131,8 @@ def _is_plain(schema: dict[str, Any]) -> bool:
         case "nullable" | "typed-dict-field":
             return _is_plain(schema["schema"])
         case "typed-dict":
-            return all(map(_is_plain, schema["fields"].values()))
+            closed = schema.get("extra_behavior") == "forbid"  # what else it may hold can be of any type
+            return closed and all(map(_is_plain, schema["fields"].values()))
         case _:
             return False
 

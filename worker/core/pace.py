@@ -8,39 +8,39 @@ from datetime import timedelta
 from typing import Final
 
 REST_FOR_TIME: Final = 10
-"""It rests so many times as long as it took: an eleventh of the time is what it costs at the most."""
+"""It rests so many times as long as it took: an eleventh of the time is what it costs, up to the longest rest."""
 
 
-def rest_for(took: timedelta) -> timedelta:
+def rest_for(took: timedelta, *, longest: timedelta) -> timedelta:
     """How long to rest after what took so long."""
-    return took * REST_FOR_TIME
+    return min(took * REST_FOR_TIME, longest)
 
 
 class Pace:
-    """Says at each opportunity whether to do, besides, what is to cost no more than its share of the time.
-
-    What failed did so for its length, or for another reason: it is left out once, and tried again.
+    """Says whether something is due that is to cost no more than its share of the time.
 
     Args:
+        longest: the longest rest, however long it took.
         clock: monotonic, in seconds.
 
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, longest: timedelta, clock: Callable[[], float] = time.monotonic) -> None:
+        self._longest = longest
         self._clock = clock
-        self._rests_until = self._began = -float("inf")
-        self._taken = self._has_failed = False
+        self._rests_until = -float("inf")
 
-    def begin(self) -> bool:
-        """An opportunity begins: whether to do it."""
-        self._began = self._clock()
-        self._taken = not self._has_failed and self._began >= self._rests_until
-        self._has_failed = False
-        return self._taken
+    @property
+    def due(self) -> bool:
+        """Whether it has rested long enough."""
+        return self._clock() >= self._rests_until
 
-    def end(self, *, failed: bool) -> None:
-        """The opportunity that has begun ends."""
-        if self._taken and not failed:
-            now = self._clock()
-            self._rests_until = now + rest_for(timedelta(seconds=now - self._began)).total_seconds()
-        self._has_failed = self._taken and failed
+    def now(self) -> float:
+        """When it begins, for `rest`."""
+        return self._clock()
+
+    def rest(self, began: float) -> None:
+        """It has taken place, from this moment until now."""
+        now = self._clock()
+        took = timedelta(seconds=now - began)
+        self._rests_until = now + rest_for(took, longest=self._longest).total_seconds()

@@ -79,20 +79,31 @@ class LazyLoads:
         return _eagerly(max(self._counts, key=lambda prop: self._counts[prop]))
 
 
-def _attribute_frame(frame: FrameType | None, *, within_one_statement: bool = False) -> FrameType | None:
+def _attribute_frame(start: FrameType, *, within_one_statement: bool = False) -> FrameType | None:
     """Where an attribute is read that led to this frame; within one statement: not by its flush or its eager loads."""
+    frame: FrameType | None = start
     statements = 0
     while frame is not None:
         code = frame.f_code
-        if code is _READS or code is _WRITES:
+        if code is _READS:
             return frame
-        if not _is_of_sqlalchemy(frame) and not isinstance(frame.f_locals.get("self"), Session):
-            return None  # a query of the user's own, which a validator or an event may make while an attribute is set
+        if code is _WRITES:
+            return None if _is_users(start, frame) else frame
         statements += code is _EXECUTES
         if within_one_statement and (statements > 1 or code is _LOADS_BEHIND):
             return None
         frame = frame.f_back
     return None
+
+
+def _is_users(frame: FrameType, writes: FrameType) -> bool:
+    """Whether it is a query of the user's own, which a validator or an event makes while an attribute is set."""
+    while frame is not writes:
+        if not _is_of_sqlalchemy(frame) and not isinstance(frame.f_locals.get("self"), Session):
+            return True
+        assert frame.f_back is not None
+        frame = frame.f_back
+    return False
 
 
 def _is_of_sqlalchemy(frame: FrameType) -> bool:

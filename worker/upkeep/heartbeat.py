@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -39,6 +40,7 @@ _LOOK_EVERY: Final = timedelta(milliseconds=10)
 _PATIENCE: Final = timedelta(seconds=5)  # with a loop that still moves, beyond the grace
 _EXIT_FORCED: Final = 1
 _EXIT_STALLED: Final = 70
+_LONGEST_REST: Final = 3  # leases from one look to the next, though a snapshot that is held open makes them long
 _FORGOTTEN: Final = "the claim was never answered"
 
 
@@ -114,7 +116,7 @@ class Heartbeat:
         self._fenced = False
         self._pulse = Pulse(self._main_loop, holdings)
         self._given_back = 0
-        self._looks = Pace()
+        self._looks = Pace(longest=_LONGEST_REST * settings.lease)
 
     def start(self) -> None:
         """Beat from now on."""
@@ -226,11 +228,13 @@ class Heartbeat:
     async def _beat(self, engine: AsyncEngine) -> None:
         sent = time.monotonic()
         lease_ends = asyncio.get_running_loop().call_later(self._lease_left, self._fence)
-        looks = self._looks.begin()
-        compared = await self._try(
-            "heartbeat", engine, lambda connection: beat(connection, self._identity, self._holdings, looks=looks)
-        )
-        self._looks.end(failed=compared is None)
+        looks, began = self._looks.due, self._looks.now()
+        compared = await self._try("heartbeat", engine, partial(self._compare, looks=looks))
+        if compared is None and looks:
+            self._beaten()
+            compared = await self._try("heartbeat without a look", engine, partial(self._compare, looks=False))
+            if compared is not None:  # so it was the look that failed
+                self._looks.rest(began)
         lease_ends.cancel()
         self._beaten()
         if compared is None:
@@ -241,8 +245,15 @@ class Heartbeat:
         self._cancel(compared.flagged, Because.CANCEL_REQUESTED)
         if not compared.alive:
             await self._try("start anew", engine, self._start_anew)
-        if self._former:
+        if self._former and looks:
             await self._try("give back what a former id holds", engine, self._give_back_former)
+
+    async def _compare(self, connection: AsyncConnection, *, looks: bool) -> Compared:
+        began = self._looks.now()
+        compared = await beat(connection, self._identity, self._holdings, looks=looks)
+        if looks:
+            self._looks.rest(began)
+        return compared
 
     @property
     def _lease_left(self) -> float:

@@ -40,12 +40,13 @@ async def reconcile(work: Work, redis: ArqRedis, availability: Availability) -> 
     """Look at one page of waiting jobs and publish what is astray; returns how long to rest, None: as usual."""
     if availability.away:
         return None
-    began = time.monotonic()
     async with work.processor.begin() as connection:
         turn = await turns.take(connection, STEP)
         if turn is None:
             return None
+        began = time.monotonic()
         page = await reads.waiting(connection, after=turn.after, horizon=HORIZON, limit=_PAGE)
+        read = timedelta(seconds=time.monotonic() - began)
         full = len(page) == _PAGE
         # The walk goes through a backlog in the order it is due; what comes due just now must not wait for its turn.
         soon = await reads.coming_due(connection, _JUST_NOW, limit=_PAGE) if full else []
@@ -55,7 +56,8 @@ async def reconcile(work: Work, redis: ArqRedis, availability: Availability) -> 
         except UNREACHABLE as error:
             availability.lost(error)
             return None
-        rest = rest_after(timedelta(seconds=time.monotonic() - began), full=full, clean=not published)
+        took = timedelta(seconds=time.monotonic() - began)
+        rest = rest_after_a_page(took, clean=not published) if full else rest_after_a_round(read)
         emit(ReconcileCommitting(hints=published + published_early))
         await turns.end(connection, turn, rest=rest, after=Position(page[-1].run_at, page[-1].id) if full else None)
     if published + published_early:
@@ -64,10 +66,16 @@ async def reconcile(work: Work, redis: ArqRedis, availability: Availability) -> 
     return rest if full or work.settings.database.pooler else None
 
 
-def rest_after(took: timedelta, *, full: bool, clean: bool) -> timedelta:
+def rest_after_a_round(read: timedelta) -> timedelta:
+    """How long to rest after a walk whose last page took so long to read, as under an old snapshot.
+
+    Far shorter than the horizon, for nobody else brings what is due behind it.
+    """
+    return max(_AFTER_A_ROUND, rest_for(read, longest=HORIZON / 3))
+
+
+def rest_after_a_page(took: timedelta, *, clean: bool) -> timedelta:
     """How long to rest after a page that took so long."""
-    if not full:
-        return max(_AFTER_A_ROUND, rest_for(took)) if clean else _AFTER_A_ROUND
     return min(max(took * _REST_FOR_TIME, _SHORTEST_REST), _LONGEST_REST) if clean else _AT_ONCE
 
 

@@ -5,13 +5,15 @@ It looks in the heartbeat's thread: a fleet whose loops are all blocked by their
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.core.pace import Pace
 from worker.core.states import Ending, JobState
@@ -23,11 +25,13 @@ from worker.flow.after_commit import HORIZON
 from worker.flow.work import Identity
 from worker.observe.events import RescueCommitting, StepFailed, WorkerRescued, emit
 
+_LONGEST_REST: Final = 3  # leases from one look at jobs to the next: time enough to find a worker dead between them
+
 
 async def rescue_from(
     engine: AsyncEngine, dead: UUID, beat: int | None, *, reason: str, max_crashes: int
 ) -> list[Moved] | None:
-    """Give back the jobs of a dead worker in one transaction; None when another is at it, or it has beaten since.
+    """Give back the jobs of a dead worker in one transaction; None where another was faster, or it has beaten since.
 
     Args:
         engine: where to do it.
@@ -41,7 +45,7 @@ async def rescue_from(
         if not await workers.lock_for_rescue(connection, dead):
             return None
         silent, had_announced = await workers.still_silent(connection, dead, beat)
-        if not silent:
+        if not silent or (beat is None and not await reads.running_under(connection, dead)):
             return None
         await workers.end_backends(connection, Identity(dead).application_name)
         moved = await transitions.rescue(
@@ -62,6 +66,7 @@ class Rescuer:
     Args:
         identity: which worker this process is; it never convicts itself.
         watch: who stopped beating, by this process' own clock.
+        lease: how long a worker may be silent.
         sweep: the time between two looks; the next one comes earlier where a lease ends before it.
         max_crashes: after how many crashes a job is failed.
         moved: told of the jobs that were given back, in the thread that looked.
@@ -74,6 +79,7 @@ class Rescuer:
         identity: Identity,
         watch: Watch,
         *,
+        lease: timedelta,
         sweep: timedelta,
         max_crashes: int,
         moved: Callable[[list[Moved]], None],
@@ -85,7 +91,8 @@ class Rescuer:
         self._max_crashes = max_crashes
         self._moved = moved
         self._due = due
-        self._looks = Pace()
+        self._looks = Pace(longest=_LONGEST_REST * lease)
+        self._longest_look = lease / 3
         self._orphans: dict[UUID, int | None] = {}
 
     async def look(self, engine: AsyncEngine) -> timedelta:
@@ -95,6 +102,7 @@ class Rescuer:
         beats = {**self._orphans, **seen.beats}
         beats.pop(self._identity.id, None)
         for worker_id, beat in self._watch.look(beats, time.monotonic()).items():
+            self._orphans.pop(worker_id, None)  # what is left of it, the next look finds
             try:
                 await self._rescue(engine, worker_id, beat)
             except Exception as error:  # one that cannot be rescued now must not keep the others from it
@@ -102,13 +110,26 @@ class Rescuer:
         return min(self._sweep, self._watch.next_conviction(time.monotonic()) or self._sweep)
 
     async def _look(self, engine: AsyncEngine) -> reads.Seen:
-        looks, seen = self._looks.begin(), None
+        if not self._looks.due:
+            return await once(engine, partial(self._sweep_once, looks=False))
+        began = self._looks.now()
         try:
-            seen = await once(engine, partial(reads.sweep, horizon=HORIZON, soon=2 * self._sweep, looks=looks))
-        finally:
-            self._looks.end(failed=seen is None)
+            async with asyncio.timeout(self._longest_look.total_seconds()):
+                seen = await once(engine, partial(self._sweep_once, looks=True))
+        except Exception:
+            seen = await once(
+                engine, partial(self._sweep_once, looks=False)
+            )  # raises where it was not the look's fault
+            self._looks.rest(began)
+            return seen
+        self._orphans = {worker_id: None for worker_id, beat in seen.beats.items() if beat is None}
+        return seen
+
+    async def _sweep_once(self, connection: AsyncConnection, *, looks: bool) -> reads.Seen:
+        began = self._looks.now()
+        seen = await reads.sweep(connection, horizon=HORIZON, soon=2 * self._sweep, looks=looks)
         if looks:
-            self._orphans = {worker_id: None for worker_id, beat in seen.beats.items() if beat is None}
+            self._looks.rest(began)
         return seen
 
     async def _rescue(self, engine: AsyncEngine, dead: UUID, beat: int | None) -> None:
@@ -116,7 +137,6 @@ class Rescuer:
         moved = await rescue_from(engine, dead, beat, reason=reason, max_crashes=self._max_crashes)
         if moved is None:
             return
-        self._orphans.pop(dead, None)
         failed = sum(job.state is JobState.FAILED for job in moved)
         blamed = sum(job.ending is Ending.CRASHED for job in moved)
         emit(WorkerRescued(worker=dead, jobs=len(moved), failed=failed, blamed=blamed))
