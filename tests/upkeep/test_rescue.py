@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
@@ -205,6 +205,36 @@ async def test_rows_under_no_worker_that_somebody_has_given_back_since_are_nobod
     assert moved is None
     assert not ended
     assert not any(isinstance(event, WorkerRescued) for event in events)
+
+
+async def test_a_rescue_of_rows_under_no_worker_that_fails_is_tried_again_before_the_next_look_at_jobs(
+    engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    sweep, lock = reads.sweep, worker_rows.lock_for_rescue
+    failures = [RuntimeError("not now")]
+
+    async def slowly(connection: AsyncConnection, *, looks: bool, **far: Any) -> reads.Seen:
+        clock[0] += 60 if looks else 0
+        return await sweep(connection, looks=looks, **far)
+
+    async def failing(connection: AsyncConnection, worker_id: UUID) -> bool:
+        if failures:
+            raise failures.pop()
+        return await lock(connection, worker_id)
+
+    monkeypatch.setattr(reads, "sweep", slowly)
+    monkeypatch.setattr(worker_rows, "lock_for_rescue", failing)
+    monkeypatch.setattr(module, "Pace", partial(Pace, clock=lambda: clock[0]))
+    async with a_work(settings) as work:
+        job = await a_job(engine, state="running", worker_id=uuid4())
+        rescuer = _rescuer(work, Watch(timedelta(0), longest_gap=timedelta(hours=1)))
+
+        await rescuer.look(work.processor)
+        seen_first = await state(engine, job)
+        await rescuer.look(work.processor)
+
+    assert (seen_first, await state(engine, job)) == ("running", "queued")
 
 
 async def test_a_look_at_jobs_that_fails_hides_no_worker(

@@ -117,6 +117,7 @@ class Heartbeat:
         self._pulse = Pulse(self._main_loop, holdings)
         self._given_back = 0
         self._looks = Pace(longest=_LONGEST_REST * settings.lease)
+        self._look_failed = False
 
     def start(self) -> None:
         """Beat from now on."""
@@ -230,11 +231,13 @@ class Heartbeat:
         lease_ends = asyncio.get_running_loop().call_later(self._lease_left, self._fence)
         looks, began = self._looks.due, self._looks.now()
         compared = await self._try("heartbeat", engine, partial(self._compare, looks=looks))
-        if compared is None and looks:
+        if compared is None and looks and self._grace_ends is None:
             self._beaten()
+            sent = time.monotonic()
             compared = await self._try("heartbeat without a look", engine, partial(self._compare, looks=False))
-            if compared is not None:  # so it was the look that failed
+            if compared is not None and self._look_failed:  # twice in a row: not a connection that hung
                 self._looks.rest(began)
+            self._look_failed = True
         lease_ends.cancel()
         self._beaten()
         if compared is None:
@@ -245,7 +248,7 @@ class Heartbeat:
         self._cancel(compared.flagged, Because.CANCEL_REQUESTED)
         if not compared.alive:
             await self._try("start anew", engine, self._start_anew)
-        if self._former and looks:
+        if self._former:
             await self._try("give back what a former id holds", engine, self._give_back_former)
 
     async def _compare(self, connection: AsyncConnection, *, looks: bool) -> Compared:
@@ -253,6 +256,7 @@ class Heartbeat:
         compared = await beat(connection, self._identity, self._holdings, looks=looks)
         if looks:
             self._looks.rest(began)
+            self._look_failed = False
         return compared
 
     @property

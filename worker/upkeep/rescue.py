@@ -5,7 +5,6 @@ It looks in the heartbeat's thread: a fleet whose loops are all blocked by their
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -92,7 +91,6 @@ class Rescuer:
         self._moved = moved
         self._due = due
         self._looks = Pace(longest=_LONGEST_REST * lease)
-        self._longest_look = lease / 3
         self._orphans: dict[UUID, int | None] = {}
 
     async def look(self, engine: AsyncEngine) -> timedelta:
@@ -102,7 +100,6 @@ class Rescuer:
         beats = {**self._orphans, **seen.beats}
         beats.pop(self._identity.id, None)
         for worker_id, beat in self._watch.look(beats, time.monotonic()).items():
-            self._orphans.pop(worker_id, None)  # what is left of it, the next look finds
             try:
                 await self._rescue(engine, worker_id, beat)
             except Exception as error:  # one that cannot be rescued now must not keep the others from it
@@ -114,8 +111,7 @@ class Rescuer:
             return await once(engine, partial(self._sweep_once, looks=False))
         began = self._looks.now()
         try:
-            async with asyncio.timeout(self._longest_look.total_seconds()):
-                seen = await once(engine, partial(self._sweep_once, looks=True))
+            seen = await once(engine, partial(self._sweep_once, looks=True))
         except Exception:
             seen = await once(
                 engine, partial(self._sweep_once, looks=False)
@@ -137,6 +133,7 @@ class Rescuer:
         moved = await rescue_from(engine, dead, beat, reason=reason, max_crashes=self._max_crashes)
         if moved is None:
             return
+        self._orphans.pop(dead, None)
         failed = sum(job.state is JobState.FAILED for job in moved)
         blamed = sum(job.ending is Ending.CRASHED for job in moved)
         emit(WorkerRescued(worker=dead, jobs=len(moved), failed=failed, blamed=blamed))
