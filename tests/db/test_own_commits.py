@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from tests.db.attempts import kept_by_plain_sqlalchemy, words
@@ -82,19 +84,28 @@ async def test_what_the_last_commit_itself_cannot_write_is_the_error_that_is_tol
     assert await words(engine) == set()
 
 
-async def test_what_a_job_left_on_the_driver_that_took_the_place_of_a_lost_one_reaches_no_other_job(
+@asynccontextmanager
+async def a_lost_connection(
     work: Work, engine: AsyncEngine
-) -> None:
+) -> AsyncIterator[tuple[Attempt, AsyncSession, AsyncConnection]]:
+    """An attempt with a commit behind it whose connection is then lost: SQLAlchemy has another where it goes on."""
     attempt = Attempt(work, await a_held_job(engine), Rules(commits="own"))
     try:
         session = attempt.session()
         connection = await session.connection()
         await session.commit()
         await connection.invalidate()
-        replaced: Any = (await connection.get_raw_connection()).driver_connection
-        await replaced.add_listener("shop", lambda *_: None)
+        yield attempt, session, connection
     finally:
         await attempt.close()
+
+
+async def test_what_a_job_left_on_the_driver_that_took_the_place_of_a_lost_one_reaches_no_other_job(
+    work: Work, engine: AsyncEngine
+) -> None:
+    async with a_lost_connection(work, engine) as (_attempt, _session, connection):
+        replaced: Any = (await connection.get_raw_connection()).driver_connection
+        await replaced.add_listener("shop", lambda *_: None)
 
     assert replaced.is_closed()
 
@@ -102,12 +113,7 @@ async def test_what_a_job_left_on_the_driver_that_took_the_place_of_a_lost_one_r
 async def test_the_driver_that_took_the_place_of_a_lost_one_is_asked_before_the_completion(
     work: Work, engine: AsyncEngine
 ) -> None:
-    attempt = Attempt(work, await a_held_job(engine), Rules(commits="own"))
-    try:
-        session = attempt.session()
-        connection = await session.connection()
-        await session.commit()
-        await connection.invalidate()
+    async with a_lost_connection(work, engine) as (attempt, session, connection):
         await connection.execute(text("SELECT 1"))  # begins a transaction that the session knows nothing of
         there = (await connection.get_raw_connection()).driver_connection
 
@@ -115,5 +121,3 @@ async def test_the_driver_that_took_the_place_of_a_lost_one_is_asked_before_the_
 
         assert found is not None
         assert found.connection.driver_connection is there is attempt.transaction._driver
-    finally:
-        await attempt.close()
