@@ -246,20 +246,30 @@ async def test_without_a_beat_for_a_lease_the_runs_are_cancelled_and_work_goes_o
     assert await jobs.effects(engine) == [f"work {found.attempt}"]
 
 
-async def test_after_a_look_that_took_long_the_worker_beats_without_until_it_has_rested(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def beats_that_take(
+    monkeypatch: pytest.MonkeyPatch, *, look: float, bare: float, error: Exception | None = None
+) -> list[bool]:
+    """By the clock of its looks each beat takes so many seconds, and one that looks ends in this error; who looked."""
     looked: list[bool] = []
     clock = [0.0]
     real = worker_rows.beat
 
-    async def slowly(connection: AsyncConnection, worker_id: UUID, *, looks: bool) -> Any:
+    async def taking(connection: AsyncConnection, worker_id: UUID, *, looks: bool) -> Any:
         looked.append(looks)
-        clock[0] += 0.01 if looks else 0.06
+        clock[0] += look if looks else bare
+        if looks and error is not None:
+            raise error
         return await real(connection, worker_id, looks=looks)
 
-    monkeypatch.setattr(worker_rows, "beat", slowly)
+    monkeypatch.setattr(worker_rows, "beat", taking)
     monkeypatch.setattr(module, "Pace", partial(Pace, clock=lambda: clock[0]))
+    return looked
+
+
+async def test_after_a_look_that_took_long_the_worker_beats_without_until_it_has_rested(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = beats_that_take(monkeypatch, look=0.01, bare=0.06)
     async with a_worker(settings, jobs.registry()):
         await until(lambda: len(looked) >= 6, "it beats")
 
@@ -269,19 +279,7 @@ async def test_after_a_look_that_took_long_the_worker_beats_without_until_it_has
 async def test_a_look_that_fails_costs_no_beat_and_rests_as_well(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[bool] = []
-    clock = [0.0]
-    real = worker_rows.beat
-
-    async def failing(connection: AsyncConnection, worker_id: UUID, *, looks: bool) -> Any:
-        looked.append(looks)
-        clock[0] += 0.01 if looks else 0.04
-        if looks:
-            raise TimeoutError
-        return await real(connection, worker_id, looks=looks)
-
-    monkeypatch.setattr(worker_rows, "beat", failing)
-    monkeypatch.setattr(module, "Pace", partial(Pace, clock=lambda: clock[0]))
+    looked = beats_that_take(monkeypatch, look=0.01, bare=0.04, error=TimeoutError())
     async with heard() as events, a_worker(settings, jobs.registry()):
         await until(lambda: len(looked) >= 10, "it beats")
 
@@ -315,9 +313,8 @@ async def test_a_job_that_blocks_the_loop_for_two_leases_keeps_it_and_is_reporte
     engine: AsyncEngine, sessions: Sessions, settings: Settings, tmp_path: Path
 ) -> None:
     lines = tmp_path / "lines"
-    (job,) = await jobs.enqueue_all(
-        sessions, jobs.blocking.call("long", 6)
-    )  # told of after 1 s, and each time that doubles
+    # It is told of after a second, and each time that has doubled.
+    (job,) = await jobs.enqueue_all(sessions, jobs.blocking.call("long", 6))
     async with worker_process(settings, engine, lines=lines) as worker:
         await until(lambda: jobs.lines(lines), "the job has begun")
 

@@ -158,20 +158,28 @@ async def test_rows_that_run_under_no_worker_are_rescued(engine: AsyncEngine, se
     assert await state(engine, job) == "queued"
 
 
-async def test_rows_under_no_worker_are_rescued_though_the_next_look_has_no_time_for_jobs(
-    engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def sweeps_that_take(monkeypatch: pytest.MonkeyPatch, *, look: float, error: Exception | None = None) -> list[bool]:
+    """By the clock of its looks each sweep that looks takes so many seconds, and ends in this error; which looked."""
     looked: list[bool] = []
     clock = [0.0]
     sweep = reads.sweep
 
-    async def slowly(connection: AsyncConnection, *, looks: bool, **far: Any) -> reads.Seen:
+    async def taking(connection: AsyncConnection, *, looks: bool, **far: Any) -> reads.Seen:
         looked.append(looks)
-        clock[0] += 60 if looks else 0
+        clock[0] += look if looks else 0
+        if looks and error is not None:
+            raise error
         return await sweep(connection, looks=looks, **far)
 
-    monkeypatch.setattr(reads, "sweep", slowly)
+    monkeypatch.setattr(reads, "sweep", taking)
     monkeypatch.setattr(module, "Pace", partial(Pace, clock=lambda: clock[0]))
+    return looked
+
+
+async def test_rows_under_no_worker_are_rescued_though_the_next_look_has_no_time_for_jobs(
+    engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = sweeps_that_take(monkeypatch, look=60)
     async with a_work(settings) as work, heard() as events:
         job = await a_job(engine, state="running", worker_id=uuid4())
         rescuer = _rescuer(work, Watch(work.settings.worker.lease, longest_gap=timedelta(hours=1)))
@@ -210,22 +218,16 @@ async def test_rows_under_no_worker_that_somebody_has_given_back_since_are_nobod
 async def test_a_rescue_of_rows_under_no_worker_that_fails_is_tried_again_before_the_next_look_at_jobs(
     engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = [0.0]
-    sweep, lock = reads.sweep, worker_rows.lock_for_rescue
+    lock = worker_rows.lock_for_rescue
     failures = [RuntimeError("not now")]
-
-    async def slowly(connection: AsyncConnection, *, looks: bool, **far: Any) -> reads.Seen:
-        clock[0] += 60 if looks else 0
-        return await sweep(connection, looks=looks, **far)
 
     async def failing(connection: AsyncConnection, worker_id: UUID) -> bool:
         if failures:
             raise failures.pop()
         return await lock(connection, worker_id)
 
-    monkeypatch.setattr(reads, "sweep", slowly)
+    sweeps_that_take(monkeypatch, look=60)
     monkeypatch.setattr(worker_rows, "lock_for_rescue", failing)
-    monkeypatch.setattr(module, "Pace", partial(Pace, clock=lambda: clock[0]))
     async with a_work(settings) as work:
         job = await a_job(engine, state="running", worker_id=uuid4())
         rescuer = _rescuer(work, Watch(timedelta(0), longest_gap=timedelta(hours=1)))
@@ -240,19 +242,7 @@ async def test_a_rescue_of_rows_under_no_worker_that_fails_is_tried_again_before
 async def test_a_look_at_jobs_that_fails_hides_no_worker(
     engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[bool] = []
-    clock = [0.0]
-    sweep = reads.sweep
-
-    async def failing(connection: AsyncConnection, *, looks: bool, **far: Any) -> reads.Seen:
-        looked.append(looks)
-        if looks:
-            clock[0] += 3
-            raise TimeoutError
-        return await sweep(connection, looks=looks, **far)
-
-    monkeypatch.setattr(reads, "sweep", failing)
-    monkeypatch.setattr(module, "Pace", partial(Pace, clock=lambda: clock[0]))
+    looked = sweeps_that_take(monkeypatch, look=3, error=TimeoutError())
     async with a_work(settings) as work:
         dead = uuid4()
         async with engine.begin() as connection:

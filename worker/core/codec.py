@@ -59,14 +59,16 @@ class Codec(Generic[T]):
 
     """
 
-    __slots__ = ("_adapter", "_may_warn", "_what")
+    __slots__ = ("_adapter", "_warnings", "_what")
 
     def __init__(self, annotation: Any, what: str = "values") -> None:
         self._what = what
         # Its validator and its serializer are called themselves: every job would pay for a layer that adds nothing.
         # As a NewType even a dataclass or TypedDict takes our configuration where it has none of its own.
         self._adapter: TypeAdapter[T] = TypeAdapter(cast("Any", NewType)("Stored", annotation), config=_CONFIG)
-        self._may_warn = not _is_plain(cast("dict[str, Any]", self._adapter.core_schema))
+        # To ask for errors takes as long as all the rest of writing a few arguments.
+        plain = _is_plain(cast("dict[str, Any]", self._adapter.core_schema))
+        self._warnings: Literal["error", False] = False if plain else "error"
 
     def encode(self, value: T) -> str:
         """The value as JSON text that jsonb keeps and `decode` reads.
@@ -93,7 +95,7 @@ class Codec(Generic[T]):
 
         """
         checked = self._adapter.validator.validate_python(value, by_alias=True, by_name=True)
-        return self._write(checked, may_warn=self._may_warn)
+        return self._write(checked, self._warnings)
 
     def decode(self, text: str) -> T:
         """The value of a stored text.
@@ -105,10 +107,8 @@ class Codec(Generic[T]):
         value: T = self._adapter.validator.validate_json(text, by_alias=True, by_name=True)
         return value
 
-    def _write(self, value: T, *, may_warn: bool = True) -> str:
+    def _write(self, value: T, warnings: Literal["error", False] = "error") -> str:
         try:
-            # To ask for errors takes as long as all the rest of writing a few arguments.
-            warnings: Literal["error", False] = "error" if may_warn else False
             # round_trip, and names instead of aliases: what is written is what validation accepts.
             data = self._adapter.serializer.to_json(value, by_alias=False, round_trip=True, warnings=warnings)
         except Exception as error:  # serializers are code of anybody

@@ -7,26 +7,26 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
-REST_FOR_TIME: Final = 10
-"""It rests so many times as long as it took: an eleventh of the time is what it costs, up to the longest rest."""
+_REST_FOR_TIME: Final = 10  # an eleventh of the time is what it costs, up to the longest rest
+_LONGEST_REST: Final = 3  # leases: time enough to find a worker dead meanwhile
 
 
 def rest_for(took: timedelta, *, longest: timedelta) -> timedelta:
     """How long to rest after what took so long."""
-    return min(took * REST_FOR_TIME, longest)
+    return min(took * _REST_FOR_TIME, longest)
 
 
 class Pace:
     """Says whether something is due that is to cost no more than its share of the time.
 
     Args:
-        longest: the longest rest, however long it took.
+        lease: of the worker; it rests for three at the most, however long it took.
         clock: monotonic, in seconds.
 
     """
 
-    def __init__(self, longest: timedelta, clock: Callable[[], float] = time.monotonic) -> None:
-        self._longest = longest
+    def __init__(self, lease: timedelta, clock: Callable[[], float] = time.monotonic) -> None:
+        self._longest = _LONGEST_REST * lease
         self._clock = clock
         self._rests_until = -float("inf")
 

@@ -40,7 +40,6 @@ _LOOK_EVERY: Final = timedelta(milliseconds=10)
 _PATIENCE: Final = timedelta(seconds=5)  # with a loop that still moves, beyond the grace
 _EXIT_FORCED: Final = 1
 _EXIT_STALLED: Final = 70
-_LONGEST_REST: Final = 3  # leases from one look to the next, though a snapshot that is held open makes them long
 _FORGOTTEN: Final = "the claim was never answered"
 
 
@@ -116,7 +115,7 @@ class Heartbeat:
         self._fenced = False
         self._pulse = Pulse(self._main_loop, holdings)
         self._given_back = 0
-        self._looks = Pace(longest=_LONGEST_REST * settings.lease)
+        self._looks = Pace(settings.lease)
         self._look_failed = False
 
     def start(self) -> None:

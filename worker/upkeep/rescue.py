@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -23,8 +22,6 @@ from worker.db.transitions import Moved
 from worker.flow.after_commit import HORIZON
 from worker.flow.work import Identity
 from worker.observe.events import RescueCommitting, StepFailed, WorkerRescued, emit
-
-_LONGEST_REST: Final = 3  # leases from one look at jobs to the next: time enough to find a worker dead between them
 
 
 async def rescue_from(
@@ -90,7 +87,7 @@ class Rescuer:
         self._max_crashes = max_crashes
         self._moved = moved
         self._due = due
-        self._looks = Pace(longest=_LONGEST_REST * lease)
+        self._looks = Pace(lease)
         self._orphans: dict[UUID, int | None] = {}
 
     async def look(self, engine: AsyncEngine) -> timedelta:
@@ -113,12 +110,11 @@ class Rescuer:
         try:
             seen = await once(engine, partial(self._sweep_once, looks=True))
         except Exception:
-            seen = await once(
-                engine, partial(self._sweep_once, looks=False)
-            )  # raises where it was not the look's fault
+            # Raises, too, where it was not the look's fault.
+            seen = await once(engine, partial(self._sweep_once, looks=False))
             self._looks.rest(began)
             return seen
-        self._orphans = {worker_id: None for worker_id, beat in seen.beats.items() if beat is None}
+        self._orphans = dict.fromkeys(worker_id for worker_id, beat in seen.beats.items() if beat is None)
         return seen
 
     async def _sweep_once(self, connection: AsyncConnection, *, looks: bool) -> reads.Seen:
